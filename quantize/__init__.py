@@ -1,0 +1,1 @@
+"""Schemes, plans and the search for the smallest model that still agrees with the reference."""

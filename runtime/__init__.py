@@ -1,0 +1,1 @@
+"""What an app or a server needs to use a bundle. Imports no torch."""
