@@ -37,14 +37,19 @@ class Operation:
     takes_out: bool
     takes_context: bool
     takes_any: bool  # **kwargs: operations with a free set of inputs
+    exact: bool  # results are input values moved, chosen or negated: nothing to round when the inputs are fp16
 
 
 #: name -> versions, newest first.
 OPERATIONS: dict[str, list[Operation]] = {}
 
 
-def op(name: str, since: str = "ios15") -> Callable[[F], F]:
-    """Register the decorated function as operation `name`, from the opset of release `since` on."""
+def op(name: str, since: str = "ios15", exact: bool = False) -> Callable[[F], F]:
+    """Register the decorated function as operation `name`, from the opset of release `since` on.
+
+    `exact` says that every float it returns is one of its inputs (moved, chosen, negated, or a whole number of at most
+    2048), so that the executor may skip rounding to fp16 when all float inputs are declared fp16.
+    """
 
     def register(run: F) -> F:
         signature = inspect.signature(run).parameters.values()
@@ -63,6 +68,7 @@ def op(name: str, since: str = "ios15") -> Callable[[F], F]:
                 takes_out=any(p.name == "out" for p in signature),
                 takes_context=any(p.name == "ctx" for p in signature),
                 takes_any=any(p.kind is p.VAR_KEYWORD for p in signature),
+                exact=exact,
             )
         )
         versions.sort(key=lambda v: -v.since)
