@@ -1,0 +1,278 @@
+"""Capture: a PyTorch model becomes one exported program with named axes.
+
+One `torch.export` serves every target. Hugging Face models go through `transformers.exporters` (see `hf.py`), any
+other `torch.nn.Module` through plain `torch.export`; both end in a `Captured`, normalised once by `normalize.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.export import Dim as TorchDim
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from ..runtime.errors import RequestError, UnsupportedError
+from ..runtime.manifest import Dim, TensorSpec
+
+log = logging.getLogger("palmtop")
+
+# torch.export needs an upper bound to write down when a program has none; beyond any real axis.
+_NO_UPPER_BOUND = 2**31 - 1
+
+Trace = Callable[[torch.nn.Module, dict[str, torch.Tensor], dict[str, dict[int, object]] | None], ExportedProgram]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """An exported program and what its tensors are called.
+
+    `inputs` and `outputs` are in the program's order; their dims say which axes vary, by symbol, within which range.
+    `example` holds the traced inputs by name; a dynamic program accepts any other size its dims admit.
+    `notes` are things a user should know (an axis that had to become constant, say).
+    """
+
+    program: ExportedProgram
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    example: dict[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
+    _specialized: dict[tuple, Captured] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def symbols(self) -> dict[str, Dim]:
+        """The axes that vary, by symbol."""
+        return {dim.symbol: dim for spec in self.inputs for dim in spec.dims if dim.symbol is not None}
+
+    def input(self, name: str) -> TensorSpec:
+        return next(spec for spec in self.inputs if spec.name == name)
+
+    def specialize(self, ranges: Mapping[str, Dim]) -> Captured:
+        """The same program with some axes narrowed, each to a constant or to a smaller range.
+
+        The program is exported again from itself, not from the model, so that what was captured stays what is lowered.
+        Axes that the program does not have are ignored.
+        """
+        wanted = {symbol: dim for symbol, dim in ranges.items() if self.symbols.get(symbol, dim) != dim}
+        if not wanted:
+            return self
+        key = tuple(sorted((symbol, str(dim)) for symbol, dim in wanted.items()))
+        if key not in self._specialized:
+            inputs = tuple(
+                TensorSpec(spec.name, spec.dtype, tuple(wanted.get(dim.symbol or "", dim) for dim in spec.dims))
+                for spec in self.inputs
+            )
+            example = {spec.name: _resized(self.example[spec.name], spec) for spec in inputs}
+            self._specialized[key] = capture(
+                self.program.module(),
+                example,
+                inputs,
+                [spec.name for spec in self.outputs],
+                trace=trace_module,
+                notes=self.notes,
+            )
+        return self._specialized[key]
+
+
+def capture(
+    model: torch.nn.Module,
+    example: dict[str, torch.Tensor],
+    inputs: Sequence[TensorSpec],
+    output_names: Sequence[str],
+    *,
+    trace: Trace,
+    notes: Sequence[str] = (),
+) -> Captured:
+    """Export `model`, called with `example` by keyword, with the axes that `inputs` let vary.
+
+    Args:
+        model: returns a tensor, or a flat tuple of tensors in the order of `output_names`. Must be in eval mode with
+            `requires_grad` off.
+        example: inputs to trace with, by name; sizes within the dims of `inputs`, and better not 0 or 1.
+        inputs: name, dtype and dims of each input.
+        trace: how to export (`trace_module`, or `hf.trace` for Transformers models).
+
+    Raises:
+        UnsupportedError: the model cannot be captured, even with constant shapes.
+    """
+    try:
+        program = trace(model, dict(example), _dynamic_shapes(inputs, example, automatic=False))
+    except Exception as first:
+        if all(dim.is_constant for spec in inputs for dim in spec.dims):
+            raise _not_captured(first) from first
+        # The model forbids a size that was asked for (MobileBERT needs 3 tokens) or relates axes; let torch.export
+        # find out what it does allow.
+        log.debug("explicit dynamic shapes failed, retrying with automatic ones: %s", first)
+        try:
+            program = trace(model, dict(example), _dynamic_shapes(inputs, example, automatic=True))
+        except Exception as second:
+            raise _not_captured(second) from second
+    specs, found = _input_specs(program, inputs)
+    outputs = _output_specs(program, output_names, specs)
+    return Captured(program, specs, outputs, dict(example), (*notes, *found))
+
+
+def trace_module(
+    model: torch.nn.Module, example: dict[str, torch.Tensor], dynamic_shapes: dict[str, dict[int, object]] | None
+) -> ExportedProgram:
+    """Plain `torch.export` of a module called by keyword."""
+    with torch.no_grad():
+        return torch.export.export(model, args=(), kwargs=example, dynamic_shapes=dynamic_shapes, strict=False)
+
+
+class Method(torch.nn.Module):
+    """A model seen through one call: named tensors in, a flat tuple of chosen tensors out.
+
+    `call` gets the model and the inputs and returns the outputs in order; it is where a task picks what it needs.
+    """
+
+    def __init__(self, model: torch.nn.Module, call: Callable[[torch.nn.Module, dict[str, torch.Tensor]], object]):
+        super().__init__()
+        self.model = model
+        self.call = call
+        if hasattr(model, "config"):
+            self.config = model.config
+
+    def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(flat_tensors(self.call(self.model, inputs)))
+
+
+def flat_tensors(value: object) -> list[torch.Tensor]:
+    """All tensors of nested containers, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def call_by_name(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> object:
+    """Call a module with named inputs, by keyword where it has such parameters, else by position."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    if takes_any or set(inputs) <= {parameter.name for parameter in parameters}:
+        return module(**inputs)
+    return module(*inputs.values())
+
+
+def _not_captured(cause: Exception) -> UnsupportedError:
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    detail = "\n  ".join(lines[:8])
+    return UnsupportedError(
+        f"torch.export cannot capture this model ({type(cause).__name__}):\n  {detail}\n"
+        "Remedy: remove data-dependent Python control flow from its forward, or export with --static; "
+        "--debug shows the whole traceback."
+    )
+
+
+def _dynamic_shapes(
+    inputs: Sequence[TensorSpec], example: Mapping[str, torch.Tensor], automatic: bool
+) -> dict[str, dict[int, object]] | None:
+    shared: dict[str, object] = {}
+    shapes: dict[str, dict[int, object]] = {}
+    for spec in inputs:
+        axes: dict[int, object] = {}
+        for axis, dim in enumerate(spec.dims):
+            if dim.symbol is None:
+                if example[spec.name].shape[axis] != dim.size:
+                    raise RequestError(
+                        f"Input '{spec.name}' has size {example[spec.name].shape[axis]} on axis {axis}, not {dim.size}."
+                    )
+                continue
+            low, high = dim.min or 0, dim.largest or _NO_UPPER_BOUND
+            if dim.values is not None:
+                low = min(dim.values)
+            if automatic:
+                axes[axis] = TorchDim.AUTO(min=max(low, 2), max=high)  # type: ignore[operator]
+            else:
+                if dim.symbol not in shared:
+                    shared[dim.symbol] = TorchDim(dim.symbol, min=low, max=high)
+                axes[axis] = shared[dim.symbol]
+        shapes[spec.name] = axes
+    return shapes if any(shapes.values()) else None
+
+
+def _input_specs(
+    program: ExportedProgram, inputs: Sequence[TensorSpec]
+) -> tuple[tuple[TensorSpec, ...], tuple[str, ...]]:
+    """The dims the program really has, where capture had to narrow what was asked for, and a note for each such axis."""
+    values = _placeholder_values(program)
+    specs, notes = [], []
+    for spec in inputs:
+        dims = []
+        for axis, dim in enumerate(spec.dims):
+            size = values[spec.name].shape[axis]
+            if dim.symbol is None or isinstance(size, int):
+                narrowed = Dim(size=int(size))
+            else:
+                narrowed = _narrowed(dim, *_bounds(program, size))
+            if narrowed != dim:
+                notes.append(f"'{spec.name}' axis {axis}: the model allows {narrowed}, not {dim}.")
+            dims.append(narrowed)
+        specs.append(TensorSpec(spec.name, spec.dtype, tuple(dims)))
+    return tuple(specs), tuple(notes)
+
+
+def _narrowed(dim: Dim, low: int, high: int | None) -> Dim:
+    if dim.values is not None:
+        return Dim(symbol=dim.symbol, values=tuple(v for v in dim.values if v >= low and (high is None or v <= high)))
+    highest = dim.max if high is None else (high if dim.max is None else min(high, dim.max))
+    return Dim(symbol=dim.symbol, min=max(low, dim.min or 0), max=highest)
+
+
+def _bounds(program: ExportedProgram, size: torch.SymInt) -> tuple[int, int | None]:
+    bounds = program.range_constraints.get(size.node.expr)
+    if bounds is None:
+        return 0, None
+    high = int(bounds.upper) if bounds.upper.is_number and bounds.upper < _NO_UPPER_BOUND else None
+    return int(bounds.lower), high
+
+
+def _placeholder_values(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    names = set(program.graph_signature.user_inputs)
+    return {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names}
+
+
+def _output_specs(
+    program: ExportedProgram, names: Sequence[str], inputs: Sequence[TensorSpec]
+) -> tuple[TensorSpec, ...]:
+    placeholders = _placeholder_values(program)
+    by_expression = {
+        str(placeholders[spec.name].shape[axis]): dim
+        for spec in inputs
+        for axis, dim in enumerate(spec.dims)
+        if dim.symbol is not None
+    }
+    values = [node.meta["val"] for node in program.graph.output_node().args[0]]
+    if len(values) != len(names):
+        raise RequestError(f"The model gives {len(values)} outputs, {len(names)} were named: {', '.join(names)}.")
+    specs = []
+    for name, value in zip(names, values, strict=True):
+        dims = tuple(
+            Dim(size=int(size))
+            if isinstance(size, int)
+            else by_expression.get(str(size), Dim(symbol=_readable(str(size), by_expression), min=0, max=None))
+            for size in value.shape
+        )
+        specs.append(TensorSpec(name, str(value.dtype).removeprefix("torch."), dims))
+    return tuple(specs)
+
+
+def _readable(expression: str, by_expression: Mapping[str, Dim]) -> str:
+    """`8*s41` becomes `8*sequence`."""
+    for symbol, dim in by_expression.items():
+        expression = expression.replace(symbol, dim.symbol or symbol)
+    return expression
+
+
+def _resized(tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    """The example cut or repeated to sizes that the narrowed dims admit."""
+    for axis, dim in enumerate(spec.dims):
+        size = tensor.shape[axis]
+        if dim.admits(size):
+            continue
+        low = dim.size if dim.size is not None else min(dim.values) if dim.values is not None else dim.min or 1
+        wanted = low if size < low or dim.is_constant else dim.largest or size
+        index = torch.arange(wanted) % size
+        tensor = tensor.index_select(axis, index)
+    return tensor.contiguous()

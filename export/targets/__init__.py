@@ -1,0 +1,73 @@
+"""The formats an artifact can be in. Adding one is adding a module here, a line in `TARGETS`, and a backend in
+`runtime/backends/` that executes it; `docs/adding-a-format.md` walks through it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...runtime.errors import RequestError
+from ...runtime.manifest import Artifact
+
+if TYPE_CHECKING:
+    from ..capture import Captured
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked of the artifacts.
+
+    `lengths`: the sequence lengths an artifact must take, when enumerated (`--lengths 32,128`); one length: fixed.
+    `dynamic`: False makes every axis constant, the sequence at its longest (`--static`).
+    `keep_fp32`: paths of PyTorch modules whose arithmetic stays fp32 in an fp16 artifact.
+    """
+
+    precision: str = "fp32"
+    lengths: tuple[int, ...] | None = None
+    dynamic: bool = True
+    keep_fp32: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UnsupportedOperation:
+    """An operation a target cannot take, the module it came from, and what to do about it."""
+
+    operation: str
+    module: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format. The three functions are all that the pipeline knows of it.
+
+    `plan(captured, options)`: the manifest's entry for the artifact: path, dtypes, dims, precision, oldest system.
+    `unsupported(captured, artifact)`: every operation that cannot be lowered, found before the long conversion starts.
+    `lower(captured, artifact, identity, path)`: writes the artifact, with the manifest's identity inside.
+    """
+
+    name: str
+    plan: Callable[[Captured, Options], Artifact]
+    unsupported: Callable[[Captured, Artifact], Sequence[UnsupportedOperation]]
+    lower: Callable[[Captured, Artifact, str, Path], None]
+
+
+# Target name -> module here that has its `TARGET`. Imported when asked for: each pulls in its format's library.
+TARGETS = {"onnx": "onnx", "coreml": "coreml", "executorch": "executorch"}
+
+
+def get_target(name: str) -> Target:
+    """The target of that name. Raises RequestError for an unknown name or a library that is not installed."""
+    if name not in TARGETS:
+        raise RequestError(f"Unknown target '{name}'. Known targets: {', '.join(TARGETS)}.")
+    try:
+        module = importlib.import_module(f".{TARGETS[name]}", __name__)
+    except ImportError as error:
+        raise RequestError(
+            f"Target '{name}' needs a package that is not installed ({error}). Install it with: pip install 'palmtop[export]'"
+        ) from error
+    return module.TARGET
