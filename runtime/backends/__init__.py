@@ -1,0 +1,49 @@
+"""What executes an artifact, one module a format. A backend is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import RequestError
+from ..manifest import Artifact
+
+
+class Runner(Protocol):
+    """A loaded artifact. `engine` says in reports what executed it ("ONNX Runtime 1.31.1")."""
+
+    engine: str
+    identity: str | None
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Execute `forward`. Feeds and results are by the names, dtypes and dims of the artifact's signature."""
+        ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How one format is executed here.
+
+    `open(path, artifact, threads)` loads an artifact, raising DamagedError when the file is not what it should be.
+    `missing()` says why this machine cannot execute the format (and the remedy), or None when it can.
+    """
+
+    target: str
+    open: Callable[[Path, Artifact, int | None], Runner]
+    missing: Callable[[], str | None]
+
+
+# Target name -> module here that has its `BACKEND`, in the order in which `load` prefers them.
+BACKENDS = {"onnx": "onnx", "coreml": "coreml", "executorch": "executorch"}
+
+
+def get_backend(target: str) -> Backend:
+    """The backend of a target. Raises RequestError when there is none."""
+    if target not in BACKENDS:
+        raise RequestError(f"No backend executes '{target}' artifacts. Known: {', '.join(BACKENDS)}.")
+    return importlib.import_module(f".{BACKENDS[target]}", __name__).BACKEND

@@ -1,0 +1,1 @@
+"""Text or pixels in, results out: one module a task."""

@@ -1,0 +1,87 @@
+"""A loaded artifact that takes any feeds its signature admits.
+
+The session stands between pipelines and backends: it checks names and sizes, casts to the declared dtypes, and splits a
+batch for artifacts that take one row at a time. What an artifact takes is data in the manifest, so no pipeline knows
+which format it runs on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .backends import Runner, get_backend
+from .errors import DamagedError, RequestError
+from .manifest import Artifact, TensorSpec
+
+
+class Session:
+    """An artifact ready to run. Make one with `Session.open`."""
+
+    def __init__(self, artifact: Artifact, runner: Runner):
+        self.artifact = artifact
+        self.runner = runner
+        self._splits_batch = bool(artifact.inputs) and all(
+            spec.dims and spec.dims[0].size == 1 for spec in artifact.inputs
+        )
+
+    @classmethod
+    def open(cls, root: Path, artifact: Artifact, identity: str | None, threads: int | None = None) -> Session:
+        """Load an artifact of the bundle at `root`.
+
+        Args:
+            identity: what the artifact must carry; None opens it unchecked.
+            threads: number of CPU threads; None leaves the choice to the engine.
+
+        Raises:
+            RequestError: this machine cannot execute the format; says what to install.
+            DamagedError: the file is damaged, or belongs to another bundle.
+        """
+        backend = get_backend(artifact.target)
+        missing = backend.missing()
+        if missing:
+            raise RequestError(missing)
+        runner = backend.open(root / artifact.path, artifact, threads)
+        if identity is not None and runner.identity != identity:
+            raise DamagedError(
+                f"{artifact.path} does not belong to this bundle: it carries identity {runner.identity or 'none'}, the "
+                f"manifest says {identity}. The model file was swapped; export the bundle again."
+            )
+        return cls(artifact, runner)
+
+    @property
+    def engine(self) -> str:
+        return self.runner.engine
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the artifact on named arrays, leading axis the batch.
+
+        Raises:
+            RequestError: an input is missing, or a size is outside what the artifact takes.
+        """
+        missing = [spec.name for spec in self.artifact.inputs if spec.name not in feeds]
+        if missing:
+            raise RequestError(f"Missing input {', '.join(missing)} for {self.artifact.path}.")
+        arrays = {spec.name: np.ascontiguousarray(feeds[spec.name], spec.dtype) for spec in self.artifact.inputs}
+        rows = len(next(iter(arrays.values()))) if arrays else 1
+        if self._splits_batch and rows != 1:
+            parts = [self._run({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(rows)]
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return self._run(arrays)
+
+    def _run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sizes: dict[str, int] = {}
+        for spec in self.artifact.inputs:
+            _check(spec, arrays[spec.name], sizes)
+        return self.runner.run(arrays)
+
+
+def _check(spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
+    fits = array.ndim == len(spec.dims) and all(
+        dim.admits(size) and sizes.setdefault(dim.symbol or "", size if dim.symbol else 0) == (size if dim.symbol else 0)
+        for dim, size in zip(spec.dims, array.shape, strict=True)
+    )
+    if not fits:
+        dims = ", ".join(map(str, spec.dims))
+        raise RequestError(f"Input '{spec.name}' has shape {list(array.shape)}; the artifact takes [{dims}].")
