@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..runtime.errors import RequestError, UnsupportedError
 from ..runtime.manifest import Dim, TensorSpec
+from .normalize import normalize
 
 log = logging.getLogger("palmtop")
 
@@ -67,14 +68,16 @@ class Captured:
                 for spec in self.inputs
             )
             example = {spec.name: _resized(self.example[spec.name], spec) for spec in inputs}
-            self._specialized[key] = capture(
-                self.program.module(),
+            narrowed = capture(
+                self.program.module(check_guards=False),
                 example,
                 inputs,
                 [spec.name for spec in self.outputs],
                 trace=trace_module,
                 notes=self.notes,
             )
+            _restore_module_stacks(narrowed.program, self.program)
+            self._specialized[key] = narrowed
         return self._specialized[key]
 
 
@@ -111,6 +114,7 @@ def capture(
             program = trace(model, dict(example), _dynamic_shapes(inputs, example, automatic=True))
         except Exception as second:
             raise _not_captured(second) from second
+    normalize(program)
     specs, found = _input_specs(program, inputs)
     outputs = _output_specs(program, output_names, specs)
     return Captured(program, specs, outputs, dict(example), (*notes, *found))
@@ -153,6 +157,16 @@ def call_by_name(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> ob
     if takes_any or set(inputs) <= {parameter.name for parameter in parameters}:
         return module(**inputs)
     return module(*inputs.values())
+
+
+def _restore_module_stacks(program: ExportedProgram, origin: ExportedProgram) -> None:
+    """Exporting a program again forgets which PyTorch module each node came from; its `from_node` leads back."""
+    stacks = {node.name: node.meta["nn_module_stack"] for node in origin.graph.nodes if "nn_module_stack" in node.meta}
+    for node in program.graph.nodes:
+        for source in reversed(node.meta.get("from_node", [])):
+            if source.name in stacks:
+                node.meta["nn_module_stack"] = stacks[source.name]
+                break
 
 
 def _not_captured(cause: Exception) -> UnsupportedError:
