@@ -6,6 +6,7 @@ other `torch.nn.Module` through plain `torch.export`; both end in a `Captured`, 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,17 @@ class Captured:
 
     def input(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
+
+    def private_program(self) -> ExportedProgram:
+        """A copy whose graph a target may rewrite. Weights are shared, not copied."""
+        program = self.program
+        graph = torch.fx.Graph()
+        copies: dict[torch.fx.Node, torch.fx.Node] = {}
+        graph.output(graph.graph_copy(program.graph, copies)).meta = dict(program.graph.output_node().meta)
+        for original, duplicate in copies.items():
+            duplicate.name = original.name
+        module = torch.fx.GraphModule(program.graph_module, graph)
+        return program._update(module, copy.deepcopy(program.graph_signature))
 
     def specialize(self, ranges: Mapping[str, Dim]) -> Captured:
         """The same program with some axes narrowed, each to a constant or to a smaller range.

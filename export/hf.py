@@ -7,10 +7,19 @@ Its `DynamoExporter` registers cache classes with pytree, gives `forward` a flat
 
 from __future__ import annotations
 
+import ast
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
 from torch.export import ExportedProgram
 from transformers.exporters import DynamoConfig, DynamoExporter
+from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE, apply_onnx_ir_fixes
+from transformers.exporters.utils import apply_fx_node_fixes, apply_patches
 from transformers.utils import logging as transformers_logging
+
+from .modules import user_path
 
 
 def trace(
@@ -25,3 +34,29 @@ def trace(
     finally:
         transformers_logging.set_verbosity(verbosity)
     return program
+
+
+def onnx_translations() -> dict[Callable, Any]:
+    """Upstream's corrections of torch.onnx's translations, by ATen operation."""
+    return dict(_ONNX_TRANSLATION_TABLE)
+
+
+@contextlib.contextmanager
+def onnx_patches(program: ExportedProgram) -> Iterator[None]:
+    """Upstream's repairs for `torch.onnx.export`, on this program (in place) and, inside the block, on torch.onnx."""
+    with apply_patches("onnx"):
+        apply_fx_node_fixes("onnx", program.graph_module)
+        yield
+
+
+def fix_onnx(exported: torch.onnx.ONNXProgram) -> None:
+    """Upstream's repairs of the finished graph for ONNX Runtime, in place."""
+    apply_onnx_ir_fixes(exported)
+
+
+def deepest_scope(scopes: str) -> str:
+    """The PyTorch module in torch.onnx's `pkg.torch.onnx.name_scopes` of a node, as the user names it."""
+    if not scopes:
+        return ""
+    *modules, _node = ast.literal_eval(scopes)
+    return user_path(modules[-1]) if modules else ""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.errors import RequestError
-from ...runtime.manifest import Artifact
+from ...runtime.manifest import Artifact, Dim, TensorSpec
 
 if TYPE_CHECKING:
     from ..capture import Captured
@@ -54,6 +55,36 @@ class Target:
     plan: Callable[[Captured, Options], Artifact]
     unsupported: Callable[[Captured, Artifact], Sequence[UnsupportedOperation]]
     lower: Callable[[Captured, Artifact, str, Path], None]
+
+
+def requested_axes(captured: Captured, options: Options) -> dict[str, Dim]:
+    """What the options make of the axes that vary: constants when static, the enumerated lengths for the sequence."""
+    axes: dict[str, Dim] = {}
+    for symbol, dim in captured.symbols.items():
+        if symbol == "sequence" and options.lengths:
+            lengths = options.lengths
+            axes[symbol] = Dim(size=lengths[0]) if len(lengths) == 1 else Dim(symbol=symbol, values=lengths)
+        elif not options.dynamic:
+            axes[symbol] = Dim(size=1 if symbol == "batch" else dim.largest or dim.min or 1)
+    return axes
+
+
+def narrow(specs: Sequence[TensorSpec], axes: dict[str, Dim]) -> tuple[TensorSpec, ...]:
+    """The specs with some axes replaced, by symbol."""
+    return tuple(
+        dataclasses.replace(spec, dims=tuple(axes.get(dim.symbol or "", dim) for dim in spec.dims)) for spec in specs
+    )
+
+
+def constant_axes(captured: Captured, artifact: Artifact) -> dict[str, Dim]:
+    """The axes that vary in the capture and are constant in the artifact: what to specialise before lowering."""
+    planned = {spec.name: spec for spec in artifact.inputs}
+    return {
+        dim.symbol: there
+        for spec in captured.inputs
+        for dim, there in zip(spec.dims, planned[spec.name].dims, strict=True)
+        if dim.symbol is not None and there.is_constant
+    }
 
 
 # Target name -> module here that has its `TARGET`. Imported when asked for: each pulls in its format's library.

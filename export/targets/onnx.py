@@ -1,0 +1,217 @@
+"""ONNX: one graph with named dynamic axes, for ONNX Runtime on iOS, Android, the web and servers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx_ir
+import torch
+from onnxscript import opset18 as op
+from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
+from torch.onnx._internal.exporter import _registration
+
+from ...runtime.backends.onnx import IDENTITY_KEY
+from ...runtime.errors import UnsupportedError
+from ...runtime.manifest import Artifact
+from .. import hf
+from ..capture import Captured
+from ..modules import module_path
+from . import Options, Target, UnsupportedOperation, constant_axes, narrow, requested_axes
+
+aten = torch.ops.aten
+
+# A protobuf file ends at 2 GiB; larger models keep their weights beside it.
+_LARGEST_SINGLE_FILE = 1_900_000_000
+_MODULE_KEY = "palmtop.module"
+
+
+def plan(captured: Captured, options: Options) -> Artifact:
+    """Batch and every other captured axis stay dynamic; with lengths, the sequence takes those alone."""
+    narrowed = requested_axes(captured, options)
+    return Artifact(
+        target="onnx",
+        path="onnx/model.onnx",
+        precision=options.precision,
+        inputs=narrow(captured.inputs, narrowed),
+        outputs=narrow(captured.outputs, narrowed),
+        quantization={"keep_fp32": list(options.keep_fp32)} if options.keep_fp32 else None,
+    )
+
+
+def unsupported(captured: Captured, artifact: Artifact) -> list[UnsupportedOperation]:
+    """Operations that neither torch.onnx, upstream's translations nor a decomposition covers."""
+    registry = _registration.ONNXRegistry.from_torchlib()
+    decomposable = torch.export.default_decompositions()
+    missing: dict[tuple[str, str], UnsupportedOperation] = {}
+    for node in captured.program.graph.nodes:
+        target = node.target
+        if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+            continue
+        if registry.is_registered(target) or target in decomposable or target in hf.onnx_translations():
+            continue
+        if target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+            continue
+        module = module_path(node)
+        missing[str(target), module] = UnsupportedOperation(
+            str(target), module, "write it with standard PyTorch operations, or leave it out of this export"
+        )
+    return list(missing.values())
+
+
+def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
+    """Write `model.onnx` (and `model.onnx.data` beside it when the weights pass 1.9 GB)."""
+    captured = captured.specialize(constant_axes(captured, artifact))
+    model = _translate(captured)
+    _name_axes(model, captured)
+    _keep_module_paths_only(model)
+    model.producer_name, model.producer_version = "palmtop", ""
+    model.metadata_props[IDENTITY_KEY] = identity
+    if artifact.precision == "fp16":
+        model = _to_fp16(model, (artifact.quantization or {}).get("keep_fp32", ()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    onnx_ir.save(model, path, external_data=f"{path.name}.data" if size > _LARGEST_SINGLE_FILE else None)
+
+
+def _translate(captured: Captured) -> onnx_ir.Model:
+    program = captured.private_program()
+    table = {**hf.onnx_translations(), aten.scaled_dot_product_attention.default: _attention}
+    with hf.onnx_patches(program), _quiet():
+        try:
+            exported = torch.onnx.export(
+                program,
+                args=(),
+                kwargs=dict(captured.example),
+                input_names=[spec.name for spec in captured.inputs],
+                output_names=[spec.name for spec in captured.outputs],
+                custom_translation_table=table,
+                verbose=False,
+            )
+        except Exception as error:
+            raise UnsupportedError(
+                f"torch.onnx cannot translate this model: {_last_cause(error)}\n"
+                "Remedy: leave ONNX out (--to coreml,executorch), or rewrite the named operation; "
+                "--debug shows the whole traceback."
+            ) from error
+    assert exported is not None
+    hf.fix_onnx(exported)
+    return exported.model
+
+
+def _attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
+    """Scaled dot-product attention in five operations, with no shape arithmetic.
+
+    torchlib's own translation transposes the key through two reshapes and multiplies both query and key by the root of
+    the scale. Causal and grouped-query attention are left to it.
+    """
+    rank = len(query.shape) if query.shape is not None else 0
+    depth = query.shape[-1] if rank else None
+    if is_causal or enable_gqa or rank != 4 or not isinstance(depth, int):
+        return aten_scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    scaled = op.Mul(query, op.Constant(value_float=scale if scale is not None else 1 / math.sqrt(depth)))
+    scores = op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
+    if attn_mask is not None:
+        scores = op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _name_axes(model: onnx_ir.Model, captured: Captured) -> None:
+    """torch's `s18` becomes `batch`, everywhere it stands."""
+    names: dict[str, str] = {}
+    for value, spec in zip(model.graph.inputs, captured.inputs, strict=True):
+        for size, dim in zip(value.shape or (), spec.dims, strict=True):
+            if isinstance(size, onnx_ir.SymbolicDim) and size.value and dim.symbol:
+                names[size.value] = dim.symbol
+    values = [*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)]
+    for value in values:
+        if value.shape is None:
+            continue
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, onnx_ir.SymbolicDim) and size.value:
+                value.shape[axis] = _renamed(size.value, names)
+
+
+def _renamed(expression: str, names: dict[str, str]) -> str:
+    for old, new in names.items():
+        expression = expression.replace(old, new)
+    return expression
+
+
+def _keep_module_paths_only(model: onnx_ir.Model) -> None:
+    """Of torch.onnx's debug strings (stack traces with this machine's paths) keep the PyTorch module of each node."""
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+        node.metadata_props.clear()
+        node.doc_string = None
+        path = hf.deepest_scope(scopes)
+        if path:
+            node.metadata_props[_MODULE_KEY] = path
+        for output in node.outputs:
+            output.metadata_props.clear()
+            output.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.name = "palmtop"
+    model.graph.doc_string = model.doc_string = None
+
+
+def _to_fp16(model: onnx_ir.Model, keep_fp32: Sequence[str]) -> onnx_ir.Model:
+    """fp16 weights and arithmetic, inputs and outputs as they were (onnxruntime's own converter)."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    kept = [
+        node.name
+        for node in model.graph.all_nodes()
+        if node.name and _within(node.metadata_props.get(_MODULE_KEY, ""), keep_fp32)
+    ]
+    metadata = dict(model.metadata_props)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells of every constant that fp16 rounds to zero
+        proto = convert_float_to_float16(
+            onnx_ir.to_proto(model), keep_io_types=True, disable_shape_infer=True, node_block_list=kept
+        )
+    converted = onnx_ir.from_proto(proto)
+    converted.metadata_props.update(metadata)
+    return converted
+
+
+def _within(path: str, modules: Sequence[str]) -> bool:
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
+
+
+def _last_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: " + "\n  ".join(lines[:6])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx and onnxscript tell of their progress through logging, warnings and print."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+TARGET = Target(name="onnx", plan=plan, unsupported=unsupported, lower=lower)
