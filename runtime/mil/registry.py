@@ -7,8 +7,8 @@ executor, so that operations are written once, in fp32. Integers and booleans ar
 `str`, a tuple of tensors as `tuple`.
 
 A function with a keyword-only parameter `out` is given the declared output types (a tuple of `types.TensorType`: `.dtype`
-is a name such as "fp16", `.shape` a tuple with None where unknown); one with a keyword-only parameter `ctx` is given the
-executor's frame (states, nested blocks).
+is a name such as "fp16", `.shape` a
+tuple with None where unknown).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Operation:
     parameters: frozenset[str]
     required: frozenset[str]
     takes_out: bool
-    takes_context: bool
     takes_any: bool  # **kwargs: operations with a free set of inputs
+    variadic: frozenset[str]  # inputs that take a tuple of values even when one is given
     exact: bool  # results are input values moved, chosen or negated: nothing to round when the inputs are fp16
 
 
@@ -44,16 +44,17 @@ class Operation:
 OPERATIONS: dict[str, list[Operation]] = {}
 
 
-def op(name: str, since: str = "ios15", exact: bool = False) -> Callable[[F], F]:
+def op(name: str, since: str = "ios15", exact: bool = False, variadic: tuple[str, ...] = ()) -> Callable[[F], F]:
     """Register the decorated function as operation `name`, from the opset of release `since` on.
 
     `exact` says that every float it returns is one of its inputs (moved, chosen, negated, or a whole number of at most
-    2048), so that the executor may skip rounding to fp16 when all float inputs are declared fp16.
+    2048), so that the executor may skip rounding to fp16 when all float inputs are declared fp16. `variadic` names the
+    inputs that are a tuple of values.
     """
 
     def register(run: F) -> F:
         signature = inspect.signature(run).parameters.values()
-        named = [p for p in signature if p.kind is not p.VAR_KEYWORD and p.name not in ("out", "ctx")]
+        named = [p for p in signature if p.kind is not p.VAR_KEYWORD and p.name != "out"]
         versions = OPERATIONS.setdefault(name, [])
         release = _RELEASES[since]
         if any(v.since == release for v in versions):
@@ -66,8 +67,8 @@ def op(name: str, since: str = "ios15", exact: bool = False) -> Callable[[F], F]
                 frozenset(p.name for p in named),
                 frozenset(p.name for p in named if p.default is p.empty),
                 takes_out=any(p.name == "out" for p in signature),
-                takes_context=any(p.name == "ctx" for p in signature),
                 takes_any=any(p.kind is p.VAR_KEYWORD for p in signature),
+                variadic=frozenset(variadic),
                 exact=exact,
             )
         )
