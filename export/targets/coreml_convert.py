@@ -1,0 +1,142 @@
+"""The MIL side of Core ML: from a prepared program to a Core ML `Model` message and its weight file.
+
+This drives coremltools one level below `ct.convert`: the same frontend, passes and backend, without validating the
+whole program after each of its 110 passes, formatting it for a debug log nobody reads, and copying the weights twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import numpy as np
+from coremltools.converters.mil import converter as mil_converter
+from coremltools.converters.mil.backend.mil.load import load as to_spec
+from coremltools.converters.mil.frontend.torch.load import load as to_mil
+from coremltools.converters.mil.mil import Operation, Program
+from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline
+from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+from coremltools.converters.mil.mil.scope import ScopeSource
+from torch.export import ExportedProgram
+
+from ...runtime.manifest import Artifact
+from .coreml_graph import modules_by_handle
+
+_FP16_PASSES = {"common::add_fp16_cast", "common::add_int16_cast"}
+_OPSETS = {"15": ct.target.iOS15, "16": ct.target.iOS16, "17": ct.target.iOS17, "18": ct.target.iOS18}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A Core ML model, its weights on disk. `modules` maps each MIL value to the PyTorch module it came from."""
+
+    spec: Any
+    program: Program
+    modules: dict[str, str]
+
+
+def convert(program: ExportedProgram, artifact: Artifact, weights: Path) -> Converted:
+    """Convert a program that `coreml_graph.lowered_graph` made.
+
+    Args:
+        artifact: as planned; its `quantization` may name modules that stay fp32 in an fp16 artifact (`keep_fp32`).
+        weights: folder that the weight file is written to.
+    """
+    opset = _OPSETS[artifact.minimum_os["ios"].split(".")[0]]
+    modules = modules_by_handle(program.graph)
+    keep_fp32 = tuple((artifact.quantization or {}).get("keep_fp32", ()))
+    mil = to_mil(
+        program,
+        inputs=_input_types(artifact),
+        outputs=[ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in artifact.outputs],
+        specification_version=opset.value,
+        use_default_fp16_io=False,
+        states=None,
+    )
+    _run_passes(mil, _passes(artifact.precision), _fp16_selector(keep_fp32, modules))
+    spec = to_spec(
+        mil,
+        str(weights),
+        specification_version=opset.value,
+        convert_from="pytorch",
+        convert_to="mlprogram",
+    )
+    mil_converter._reset_conversion_state()
+    return Converted(spec, mil, _modules_of_values(mil, modules))
+
+
+def _input_types(artifact: Artifact) -> list[ct.TensorType]:
+    """Core ML's input types. An axis of one symbol is one `RangeDim`, so that shape inference knows the sizes agree."""
+    ranges: dict[str, ct.RangeDim] = {}
+
+    def size(dim: Any) -> Any:
+        if dim.is_constant:
+            return dim.size
+        if dim.symbol not in ranges:
+            low = min(dim.values) if dim.values is not None else max(dim.min or 1, 1)
+            ranges[dim.symbol] = ct.RangeDim(low, dim.largest, default=default_size(dim))
+        return ranges[dim.symbol]
+
+    return [
+        ct.TensorType(name=spec.name, shape=[size(dim) for dim in spec.dims], dtype=np.dtype(spec.dtype).type)
+        for spec in artifact.inputs
+    ]
+
+
+def default_size(dim: Any) -> int:
+    """The size that tools show for an axis that varies, and that Xcode's performance report runs: 128 if it may be."""
+    if dim.values is not None:
+        return max(dim.values)
+    return min(max(dim.min or 1, 128), dim.largest)
+
+
+def _passes(precision: str) -> list[str]:
+    main = PassPipeline()
+    if precision != "fp16":
+        main.remove_passes(_FP16_PASSES)
+    frontend, backend = mil_converter._construct_other_pipelines(main, "pytorch", "mlprogram")
+    return [*frontend.passes, *main.passes, *backend.passes]
+
+
+def _run_passes(program: Program, passes: list[str], selector: Callable[[Operation], bool] | None) -> None:
+    cast = PASS_REGISTRY["common::add_fp16_cast"]
+    previous = cast.op_selector
+    cast.op_selector = selector
+    try:
+        for name in passes:
+            PASS_REGISTRY[name](program)
+    finally:
+        cast.op_selector = previous
+    program.validate(check_essential_scope=True)
+    program._check_early_error_out_for_invalid_program()
+
+
+def _fp16_selector(keep_fp32: tuple[str, ...], modules: dict[int, str]) -> Callable[[Operation], bool] | None:
+    """Which operations become fp16: all but those of the modules to keep, and of the modules inside them."""
+    if not keep_fp32:
+        return None
+
+    def becomes_fp16(operation: Operation) -> bool:
+        module = modules.get(handle_of(operation), "")
+        return not any(module == kept or module.startswith(f"{kept}.") for kept in keep_fp32)
+
+    return becomes_fp16
+
+
+def handle_of(operation: Operation) -> int:
+    """The stamp of the PyTorch node that an operation was made from, -1 when a pass made it from nothing."""
+    handles = operation.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or [None]
+    return -1 if handles[0] is None else handles[0]
+
+
+def _modules_of_values(program: Program, modules: dict[int, str]) -> dict[str, str]:
+    return {
+        output.name: modules[handle_of(operation)]
+        for function in program.functions.values()
+        for operation in function.operations
+        if operation.op_type != "const" and handle_of(operation) in modules
+        for output in operation.outputs
+    }

@@ -1,0 +1,119 @@
+"""The PyTorch side of Core ML: from a captured program to one whose every operation coremltools can take.
+
+Only what coremltools cannot take is decomposed: taking everything apart (`run_decompositions()`) splits `linear`,
+`layer_norm`, `gelu` and attention into pieces that its fusion passes then fail to find again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch._export.verifier import Verifier
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+from ...runtime.manifest import Artifact, Dim
+from ..capture import Captured
+from ..modules import module_path
+
+aten = torch.ops.aten
+
+# Key of `Node.meta` that coremltools copies, as an integer, to every MIL operation made from the node.
+HANDLE = "debug_handle"
+
+Convertible = Callable[[object], bool]
+
+
+def specialize(captured: Captured, artifact: Artifact) -> Captured:
+    """The captured program with its axes narrowed to those of the artifact."""
+    narrowed: dict[str, Dim] = {}
+    for captured_spec, spec in zip(captured.inputs, artifact.inputs, strict=True):
+        for captured_dim, dim in zip(captured_spec.dims, spec.dims, strict=True):
+            if captured_dim.symbol is not None:
+                narrowed[captured_dim.symbol] = dim
+    return captured.specialize(narrowed)
+
+
+def lowered_graph(program: ExportedProgram, convertible: Convertible) -> ExportedProgram:
+    """A copy of the program, free of what `convertible` refuses as far as decomposition can make it.
+
+    `convertible(target)` says whether coremltools takes a node's target. The weights are shared with `program`.
+    """
+    if all(_is_plain(node) and convertible(node.target) for node in _calls(program.graph)):
+        program = _as_aten(program)
+    else:
+        table = {op: rule for op, rule in torch.export.default_decompositions().items() if not convertible(op)}
+        program = program.run_decompositions(table)
+    static_shapes(program.graph)
+    program.graph.eliminate_dead_code()
+    stamp(program.graph)
+    return program
+
+
+def inconvertible(program: ExportedProgram, convertible: Convertible) -> list[Node]:
+    """The nodes that coremltools cannot take, in order."""
+    return [node for node in _calls(program.graph) if not convertible(node.target)]
+
+
+def stamp(graph: Graph) -> None:
+    """Number the nodes, so that MIL operations can be led back to them (`modules_by_handle`)."""
+    for number, node in enumerate(graph.nodes):
+        node.meta[HANDLE] = number
+
+
+def modules_by_handle(graph: Graph) -> dict[int, str]:
+    """Stamped number -> path of the PyTorch module the node came from."""
+    return {node.meta[HANDLE]: module_path(node) for node in graph.nodes}
+
+
+def static_shapes(graph: Graph) -> None:
+    """Write shapes as constants where they are: `reshape(x, (1, s, 12, 32))` becomes `reshape(x, (1, -1, 12, 32))`.
+
+    Otherwise coremltools computes each shape at run time, by `shape`, `gather` and `concat`.
+    """
+    for node in _calls(graph):
+        if node.target in (aten.reshape.default, aten.view.default, aten._unsafe_view.default):
+            sizes = _constant_or_minus_one(node.meta["val"].shape)
+            if sizes.count(-1) <= 1:
+                node.args = (node.args[0], sizes)
+        elif node.target is aten.expand.default:
+            source, target = node.args[0].meta["val"].shape, node.meta["val"].shape  # type: ignore[union-attr]
+            new = len(target) - len(source)
+            if new == 0:
+                same = [str(a) == str(b) for a, b in zip(source, target, strict=True)]
+                asked: list = list(node.args[1])  # type: ignore[arg-type]
+                node.args = (node.args[0], [-1 if kept else size for kept, size in zip(same, asked, strict=True)])
+
+
+def _constant_or_minus_one(shape: torch.Size) -> list[int]:
+    return [size if isinstance(size, int) else -1 for size in shape]
+
+
+def _calls(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes if node.op == "call_function"]
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether a node computes new values and changes none, which in-place operations do not."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or not schema.is_mutable
+
+
+def _as_aten(program: ExportedProgram) -> ExportedProgram:
+    """The same program under another name: what `torch.export` calls its TRAINING dialect, coremltools refuses."""
+    graph = Graph()
+    output = graph.graph_copy(program.graph, {}, return_output_node=True)
+    assert output is not None
+    value, old = output
+    graph.output(value).meta.update(old.meta)
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=graph,
+        graph_signature=program.graph_signature,
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        constants=program.constants,
+        verifiers=[Verifier],
+    )
