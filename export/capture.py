@@ -7,6 +7,7 @@ other `torch.nn.Module` through plain `torch.export`; both end in a `Captured`, 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ class Captured:
     @property
     def symbols(self) -> dict[str, Dim]:
         """The axes that vary, by symbol."""
-        return {dim.symbol: dim for spec in self.inputs for dim in spec.dims if dim.symbol is not None}
+        return {dim.symbol: dim for spec in self.inputs for dim in spec.dims if dim.symbol and not dim.is_constant}
 
     def input(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
@@ -70,7 +71,8 @@ class Captured:
         The program is exported again from itself, not from the model, so that what was captured stays what is lowered.
         Axes that the program does not have are ignored.
         """
-        wanted = {symbol: dim for symbol, dim in ranges.items() if self.symbols.get(symbol, dim) != dim}
+        symbols = self.symbols
+        wanted = {symbol: dim for symbol, dim in ranges.items() if symbols.get(symbol, dim) != dim}
         if not wanted:
             return self
         key = tuple(sorted((symbol, str(dim)) for symbol, dim in wanted.items()))
@@ -89,7 +91,11 @@ class Captured:
                 notes=self.notes,
             )
             _restore_module_stacks(narrowed.program, self.program)
-            self._specialized[key] = narrowed
+            outputs = tuple(
+                TensorSpec(spec.name, spec.dtype, tuple(wanted.get(dim.symbol or "", dim) for dim in spec.dims))
+                for spec in self.outputs
+            )
+            self._specialized[key] = dataclasses.replace(narrowed, outputs=outputs)
         return self._specialized[key]
 
 
@@ -199,10 +205,10 @@ def _dynamic_shapes(
     for spec in inputs:
         axes: dict[int, object] = {}
         for axis, dim in enumerate(spec.dims):
-            if dim.symbol is None:
-                if example[spec.name].shape[axis] != dim.size:
+            if dim.is_constant:
+                if example[spec.name].shape[axis] != dim.constant:
                     raise RequestError(
-                        f"Input '{spec.name}' has size {example[spec.name].shape[axis]} on axis {axis}, not {dim.size}."
+                        f"Input '{spec.name}' has size {example[spec.name].shape[axis]} on axis {axis}, not {dim.constant}."
                     )
                 continue
             low, high = dim.min or 0, dim.largest or _NO_UPPER_BOUND
@@ -228,8 +234,10 @@ def _input_specs(
         dims = []
         for axis, dim in enumerate(spec.dims):
             size = values[spec.name].shape[axis]
-            if dim.symbol is None or isinstance(size, int):
-                narrowed = Dim(size=int(size))
+            if dim.is_constant:
+                narrowed = dim
+            elif isinstance(size, int):
+                narrowed = Dim(symbol=dim.symbol, values=(size,))
             else:
                 narrowed = _narrowed(dim, *_bounds(program, size))
             if narrowed != dim:
@@ -267,7 +275,7 @@ def _output_specs(
         str(placeholders[spec.name].shape[axis]): dim
         for spec in inputs
         for axis, dim in enumerate(spec.dims)
-        if dim.symbol is not None
+        if not dim.is_constant
     }
     values = [node.meta["val"] for node in program.graph.output_node().args[0]]
     if len(values) != len(names):
@@ -297,7 +305,7 @@ def _resized(tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
         size = tensor.shape[axis]
         if dim.admits(size):
             continue
-        low = dim.size if dim.size is not None else min(dim.values) if dim.values is not None else dim.min or 1
+        low = min(dim.values) if dim.values is not None else dim.size or dim.min or 1
         wanted = low if size < low or dim.is_constant else dim.largest or size
         index = torch.arange(wanted) % size
         tensor = tensor.index_select(axis, index)

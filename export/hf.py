@@ -16,7 +16,7 @@ import torch
 from torch.export import ExportedProgram
 from transformers.exporters import DynamoConfig, DynamoExporter
 from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE, apply_onnx_ir_fixes
-from transformers.exporters.utils import apply_fx_node_fixes, apply_patches
+from transformers.exporters.utils import apply_fx_node_fixes, apply_fx_program_fixes, apply_patches
 from transformers.utils import logging as transformers_logging
 
 from .modules import user_path
@@ -52,6 +52,17 @@ def onnx_patches(program: ExportedProgram) -> Iterator[None]:
 def fix_onnx(exported: torch.onnx.ONNXProgram) -> None:
     """Upstream's repairs of the finished graph for ONNX Runtime, in place."""
     apply_onnx_ir_fixes(exported)
+
+
+@contextlib.contextmanager
+def executorch_patches(program: ExportedProgram) -> Iterator[None]:
+    """Upstream's repairs for ExecuTorch, on this program (in place) and, inside the block, on executorch itself."""
+    import transformers.exporters.exporter_executorch  # noqa: F401  (it registers them when imported)
+
+    with apply_patches("executorch"), apply_patches("executorch.xnnpack"):
+        apply_fx_program_fixes("executorch", program)
+        apply_fx_node_fixes("executorch", program.graph_module)
+        yield
 
 
 def deepest_scope(scopes: str) -> str:

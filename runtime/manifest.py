@@ -33,8 +33,9 @@ _OUTSIDE_IDENTITY = ("identity", "files", "parity")
 class Dim:
     """One axis of a tensor.
 
-    A constant axis has `size`. Any other has a `symbol` (axes with one symbol have one size in one call) and either
-    `values`, the sizes it may take, or a range `min`..`max` (`max` None: no upper bound).
+    A plain constant axis has `size`. Any other has a `symbol` (axes with one symbol have one size in one call) and
+    either `values`, the sizes it may take, or a range `min`..`max` (`max` None: no upper bound). An axis with a symbol
+    and one value is constant too, and still says what it counts: a sequence fixed at 128 is `sequence` in `[128]`.
     """
 
     size: int | None = None
@@ -44,8 +45,15 @@ class Dim:
     values: tuple[int, ...] | None = None
 
     @property
+    def constant(self) -> int | None:
+        """The one size the axis can have; None when it varies."""
+        if self.values is not None and len(self.values) == 1:
+            return self.values[0]
+        return self.size
+
+    @property
     def is_constant(self) -> bool:
-        return self.size is not None
+        return self.constant is not None
 
     def admits(self, size: int) -> bool:
         """Whether the axis may have this size."""
@@ -151,7 +159,11 @@ class File:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the model came from. `weights_sha256` covers names, dtypes, shapes and bytes of all its parameters."""
+    """Where the model came from.
+
+    `weights_sha256` is that of the checkpoint's one `.safetensors` file; of several, that of the list of them as
+    `sha256sum` prints it; of a module in memory, that of its parameters.
+    """
 
     id: str
     revision: str | None

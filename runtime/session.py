@@ -23,7 +23,7 @@ class Session:
         self.artifact = artifact
         self.runner = runner
         self._splits_batch = bool(artifact.inputs) and all(
-            spec.dims and spec.dims[0].size == 1 for spec in artifact.inputs
+            spec.dims and spec.dims[0].constant == 1 for spec in artifact.inputs
         )
 
     @classmethod

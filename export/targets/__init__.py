@@ -62,10 +62,9 @@ def requested_axes(captured: Captured, options: Options) -> dict[str, Dim]:
     axes: dict[str, Dim] = {}
     for symbol, dim in captured.symbols.items():
         if symbol == "sequence" and options.lengths:
-            lengths = options.lengths
-            axes[symbol] = Dim(size=lengths[0]) if len(lengths) == 1 else Dim(symbol=symbol, values=lengths)
+            axes[symbol] = Dim(symbol=symbol, values=options.lengths)
         elif not options.dynamic:
-            axes[symbol] = Dim(size=1 if symbol == "batch" else dim.largest or dim.min or 1)
+            axes[symbol] = Dim(size=1) if symbol == "batch" else Dim(symbol=symbol, values=(dim.largest or dim.min or 1,))
     return axes
 
 

@@ -1,0 +1,277 @@
+"""Where a model comes from: a Hugging Face folder or hub id, opened without running anything that came with it.
+
+Weights are read from safetensors alone. Code in the checkpoint runs only when `trust_remote_code` says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+
+from ..runtime.errors import DamagedError, PalmtopError, RequestError, UnsupportedError
+from .card import ModelCard, read_card
+from .sentence import SentenceModules, read_sentence_modules
+from .tasks import Task, get_task, infer_task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("palmtop")
+
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "tf_model.h5", "flax_model.msgpack")
+# What a checkpoint consists of; a hub repository may hold gigabytes of other formats beside it.
+_WANTED = ("*.json", "*.txt", "*.model", "*.safetensors", "*.md", "*.jinja", "*.tiktoken")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint: everything about it but the weights, which `load_model` reads."""
+
+    id: str
+    folder: Path
+    revision: str | None
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    sentence: SentenceModules | None
+    card: ModelCard
+    trust_remote_code: bool = False
+
+    @property
+    def architecture(self) -> str:
+        return (self.config.architectures or [type(self.config).__name__])[0]
+
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights: of the one `.safetensors` file, or of the list of all of them with theirs."""
+        files = sorted(self.folder.rglob("*.safetensors"))
+        digests = [(path.relative_to(self.folder).as_posix(), _sha256(path)) for path in files]
+        if len(digests) == 1:
+            return digests[0][1]
+        return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
+
+    def load_model(self) -> torch.nn.Module:
+        """The reference: the model as its authors wrote it, fp32, in eval mode, without gradients.
+
+        For a sentence-transformers folder a module with `encoder` and `head`.
+
+        Raises:
+            DamagedError: the weights are damaged.
+            RequestError: the checkpoint has no weights for this task's head.
+        """
+        loader = getattr(transformers, self.task.auto_class)
+        with quiet_transformers():
+            try:
+                model, loading = loader.from_pretrained(
+                    self.folder,
+                    config=self.config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    trust_remote_code=self.trust_remote_code,
+                    local_files_only=True,
+                )
+            except PalmtopError:
+                raise
+            except ValueError as error:
+                if "Unrecognized configuration class" in str(error):
+                    raise RequestError(
+                        f"transformers has no {self.task.name} model for '{self.config.model_type}' checkpoints. "
+                        "Choose another --task."
+                    ) from error
+                raise DamagedError(f"The weights of {self.id} cannot be loaded: {_first_line(error)}") from error
+            except Exception as error:  # safetensors, json and torch each have their own errors for a damaged file
+                raise DamagedError(f"The weights of {self.id} cannot be loaded: {_first_line(error)}") from error
+        mismatched = [entry[0] for entry in loading["mismatched_keys"]]
+        if mismatched:
+            raise DamagedError(f"Weights of the wrong shape in {self.id}: {', '.join(sorted(mismatched)[:5])}.")
+        model.eval().requires_grad_(False)
+        self._check_head(model, set(loading["missing_keys"]))
+        if self.sentence is None:
+            return model
+        return SentenceModel(model, self.sentence.head).eval()
+
+    def _check_head(self, model: PreTrainedModel, missing: set[str]) -> None:
+        """Weights that transformers had to make up are fine only where the task does not read them (a pooler)."""
+        if self.task.name == "feature-extraction":
+            missing = {name for name in missing if "pooler" not in name}
+        if missing:
+            some = ", ".join(sorted(missing)[:4]) + (", ..." if len(missing) > 4 else "")
+            raise RequestError(
+                f"The checkpoint {self.id} cannot do {self.task.name}: it has no weights for {some}. "
+                f"It was saved as {self.architecture}; choose another --task, or fine-tune it for this one."
+            )
+
+
+class SentenceModel(torch.nn.Module):
+    """An encoder and the sentence-transformers modules after it."""
+
+    def __init__(self, encoder: PreTrainedModel, head: torch.nn.Module):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.config = encoder.config
+
+
+def open_source(
+    source: str | Path, *, task: str | None = None, revision: str | None = None, trust_remote_code: bool = False
+) -> Source:
+    """Open a Hugging Face folder, or download one by hub id.
+
+    Args:
+        source: a folder, or `owner/name` on the hub.
+        task: a task name; None infers it from the checkpoint.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        RequestError: nothing is there, it has no weights, or it cannot do the task.
+        DamagedError: its files are damaged, or it holds code or pickles that are not trusted.
+        UnsupportedError: its tokenizer or sentence-transformers modules cannot be expressed.
+    """
+    wanted = get_task(task) if task is not None else None
+    folder, name, found_revision = _locate(source, revision)
+    _check_files(folder, name)
+    config = _load_config(folder, name, trust_remote_code)
+    sentence = read_sentence_modules(folder)
+    chosen = wanted or infer_task(config.architectures, sentence is not None)
+    if chosen.name != "feature-extraction":
+        sentence = None
+    tokenizer = _load_tokenizer(folder, name, trust_remote_code)
+    return Source(
+        id=name,
+        folder=folder,
+        revision=found_revision,
+        config=config,
+        tokenizer=tokenizer,
+        task=chosen,
+        sentence=sentence,
+        card=read_card(folder),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+class quiet_transformers:  # noqa: N801  (a context manager reads as a verb)
+    """Silence transformers' own notices and progress bars inside a block."""
+
+    def __enter__(self) -> None:
+        self._verbosity = transformers_logging.get_verbosity()
+        self._bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self._verbosity)
+        if self._bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _locate(source: str | Path, revision: str | None) -> tuple[Path, str, str | None]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise RequestError("--revision is for hub ids; this source is a folder.")
+        return path, path.resolve().name, None
+    text = str(source)
+    if path.exists():
+        raise RequestError(f"{text} is a file; a checkpoint is a folder with config.json and model.safetensors.")
+    if text.count("/") > 1 or text.startswith((".", "/", "~")) or not text.strip():
+        raise RequestError(f"No such folder: {text}.")
+    return _download(text, revision)
+
+
+def _download(repo_id: str, revision: str | None) -> tuple[Path, str, str | None]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(_WANTED)))
+    except HFValidationError as error:
+        raise RequestError(f"No such folder, and not a hub id: {repo_id}.") from error
+    except Exception as error:  # the hub client has some twenty errors; all of them mean that it is not to be had
+        at = f" at revision {revision}" if revision else ""
+        raise RequestError(
+            f"No folder '{repo_id}' here, and it cannot be had from the hub{at}: {_first_line(error)}\n"
+            "Remedy: check the name, the network, and HF_TOKEN if it is private."
+        ) from error
+    # The cache lays a snapshot in a folder named by its commit.
+    return folder, repo_id, folder.name
+
+
+def _check_files(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        hint = ""
+        if (folder / "manifest.json").is_file():
+            hint = " This is a palmtop bundle: use palmtop verify, run or inspect with it."
+        raise RequestError(f"{name} has no config.json, so it is not a Hugging Face checkpoint.{hint}")
+    if list(folder.glob("*.safetensors")):
+        return
+    pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
+    if pickles:
+        raise DamagedError(
+            f"{name} has its weights only as {', '.join(pickles)}, which may run code when read. palmtop reads "
+            "safetensors alone. Remedy: load it where you trust it and save it again: "
+            "AutoModel.from_pretrained(folder).save_pretrained(folder)."
+        )
+    raise RequestError(f"{name} has no weights: no .safetensors file beside its config.json.")
+
+
+def _load_config(folder: Path, name: str, trust_remote_code: bool) -> PretrainedConfig:
+    path = folder / "config.json"
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedError(f"config.json of {name} cannot be read: {_first_line(error)}") from error
+    if not isinstance(data, dict):
+        raise DamagedError(f"config.json of {name} is not a JSON object.")
+    model_type = data.get("model_type")
+    known = model_type in transformers.CONFIG_MAPPING
+    if data.get("auto_map") and not known and not trust_remote_code:
+        raise DamagedError(
+            f"{name} brings its own code ({', '.join(sorted(map(str, data['auto_map'].values())))}), which is not run "
+            "without --trust-remote-code. Read the code first."
+        )
+    if not known and not trust_remote_code:
+        said = f"model_type '{model_type}'" if model_type else "no model_type"
+        raise RequestError(f"transformers {transformers.__version__} does not know this checkpoint: its config has {said}.")
+    try:
+        with quiet_transformers():
+            config = transformers.AutoConfig.from_pretrained(
+                folder, trust_remote_code=trust_remote_code and not known, local_files_only=True
+            )
+    except Exception as error:
+        raise DamagedError(f"config.json of {name} is not valid: {_first_line(error)}") from error
+    return config
+
+
+def _load_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        with quiet_transformers():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+    except Exception as error:
+        raise DamagedError(f"The tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise UnsupportedError(
+            f"{name} uses {type(tokenizer).__name__}, which runs Python code and has no tokenizer.json to carry to a phone. "
+            "Remedy: convert it to a fast tokenizer and save that in the checkpoint."
+        )
+    return tokenizer
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+

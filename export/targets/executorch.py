@@ -1,0 +1,104 @@
+"""ExecuTorch: one `.pte` for iOS and Android, whose delegates run on XNNPACK."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+from executorch.exir.dialects._ops import ops as edge_ops
+
+from ...runtime.backends.executorch import IDENTITY_METHOD
+from ...runtime.errors import RequestError
+from ...runtime.manifest import Artifact, Dim
+from .. import hf
+from ..capture import Captured
+from . import Options, Target, UnsupportedOperation
+from .executorch_rewrites import infer_sizes, rewrite
+
+# ExecuTorch plans memory for the largest sizes. An axis without a bound gets this one.
+_LARGEST_UNBOUNDED = 64
+
+
+def plan(captured: Captured, options: Options) -> Artifact:
+    """Batch is 1; the sequence is dynamic up to its longest, or constant; every other axis gets a bound."""
+    narrowed = captured.specialize(_axes(captured, options))
+    return Artifact(
+        target="executorch",
+        path="executorch/model.pte",
+        precision=options.precision,
+        inputs=narrowed.inputs,
+        outputs=narrowed.outputs,
+        quantization={"keep_fp32": list(options.keep_fp32)} if options.keep_fp32 else None,
+    )
+
+
+def _axes(captured: Captured, options: Options) -> dict[str, Dim]:
+    axes = {}
+    for symbol, dim in captured.symbols.items():
+        longest = dim.largest if dim.largest is not None else max(_LARGEST_UNBOUNDED, dim.min or 1)
+        if symbol == "sequence" and options.lengths:
+            longest = max(options.lengths)
+        if symbol == "batch":
+            axes[symbol] = Dim(size=1)
+        elif not options.dynamic or (symbol == "sequence" and options.lengths and len(options.lengths) == 1):
+            axes[symbol] = Dim(size=longest)
+        else:
+            axes[symbol] = Dim(symbol=symbol, min=dim.min or 1, max=longest)
+    return axes
+
+
+def unsupported(captured: Captured, artifact: Artifact) -> Sequence[UnsupportedOperation]:
+    """Every operation without a kernel in ExecuTorch's standard libraries."""
+    return []
+
+
+def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
+    """Write `model.pte`."""
+    if artifact.precision != "fp32":
+        raise RequestError("The ExecuTorch target writes fp32 only so far. Leave --quantize fp16 out for it.")
+    captured = captured.specialize(_planned_axes(captured, artifact))
+    program = captured.private_program()
+    with hf.executorch_patches(program), torch.no_grad():
+        rewrite(program)
+        edge = to_edge_transform_and_lower(
+            program,
+            transform_passes=[_infer_edge_sizes],
+            partitioner=[XnnpackPartitioner()],
+            constant_methods=_constants(artifact, identity),
+        )
+        manager = edge.to_executorch()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        manager.write_to_file(file)
+
+
+def _planned_axes(captured: Captured, artifact: Artifact) -> dict[str, Dim]:
+    planned = {spec.name: spec for spec in artifact.inputs}
+    return {
+        dim.symbol: there
+        for spec in captured.inputs
+        for dim, there in zip(spec.dims, planned[spec.name].dims, strict=True)
+        if dim.symbol is not None
+    }
+
+
+def _constants(artifact: Artifact, identity: str) -> dict[str, object]:
+    """What a phone asks of a `.pte` before it runs it, each a method without arguments."""
+    constants: dict[str, object] = {IDENTITY_METHOD: identity}
+    longest = [dim.largest for spec in artifact.inputs for dim in spec.dims if dim.symbol == "sequence"]
+    if longest and longest[0] is not None:
+        constants["get_max_seq_len"] = longest[0]
+    return constants
+
+
+def _infer_edge_sizes(module: torch.fx.GraphModule) -> torch.fx.passes.infra.pass_base.PassResult:
+    infer_sizes(module.graph, (edge_ops.edge.aten.view_copy.default,))
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return torch.fx.passes.infra.pass_base.PassResult(module, True)
+
+
+TARGET = Target(name="executorch", plan=plan, unsupported=unsupported, lower=lower)

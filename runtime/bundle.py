@@ -1,0 +1,127 @@
+"""A bundle on disk: opened, checked, and its artifacts made ready to run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from .backends import BACKENDS, get_backend
+from .errors import DamagedError, RequestError
+from .golden import GoldenCase, read_golden
+from .manifest import MANIFEST_NAME, Artifact, File, Manifest
+from .session import Session
+
+GOLDEN_NAME = "golden.jsonl"
+PARITY_NAME = "parity.json"
+CARD_NAME = "README.md"
+
+
+class Bundle:
+    """The folder that an app embeds. Open one with `Bundle.open`."""
+
+    def __init__(self, root: Path, manifest: Manifest):
+        self.root = root
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read and check the manifest, and that every file it names is there with its size.
+
+        Vocabularies, golden vectors and cards are hashed as well. Model files are not, so that opening stays fast:
+        they carry the manifest's identity, and `check_files` hashes everything.
+
+        Raises:
+            RequestError: there is no such folder, or it is not a bundle.
+            DamagedError: the manifest is not valid, or a file is missing or altered.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise RequestError(f"No such bundle: {path}.")
+        if not (root / MANIFEST_NAME).is_file():
+            hint = " It looks like a checkpoint: palmtop export makes a bundle of it." if _is_checkpoint(root) else ""
+            raise RequestError(f"{path} has no {MANIFEST_NAME}, so it is not a palmtop bundle.{hint}")
+        bundle = cls(root, Manifest.read(root / MANIFEST_NAME))
+        for file in bundle.manifest.files:
+            bundle._check_size(file)
+            if file.role != "artifact":
+                bundle._check_hash(file)
+        return bundle
+
+    def check_files(self, progress: Callable[[File], None] | None = None) -> None:
+        """Hash every file. Raises DamagedError naming the first that differs, or one that the manifest does not list."""
+        for file in self.manifest.files:
+            self._check_size(file)
+            self._check_hash(file)
+            if progress is not None:
+                progress(file)
+        listed = {file.path for file in self.manifest.files} | {MANIFEST_NAME}
+        for place in sorted(self.root.rglob("*")):
+            relative = place.relative_to(self.root).as_posix()
+            if place.is_symlink():
+                raise DamagedError(f"{relative} is a symbolic link; a bundle holds plain files only.")
+            if place.is_file() and relative not in listed:
+                raise DamagedError(f"{relative} is not in the manifest: something was added to the bundle.")
+
+    def artifact(self, target: str) -> Artifact:
+        """The artifact of a target. Raises RequestError naming those the bundle has."""
+        artifact = self.manifest.artifact(target)
+        if artifact is None:
+            have = ", ".join(entry.target for entry in self.manifest.artifacts)
+            raise RequestError(f"This bundle has no {target} artifact. It has: {have}.")
+        return artifact
+
+    def open_session(self, target: str | None = None, threads: int | None = None) -> Session:
+        """Load the artifact of a target; with None the first one that this machine can execute.
+
+        Raises:
+            RequestError: no such artifact, or nothing here executes it.
+            DamagedError: the artifact is damaged or belongs to another bundle.
+        """
+        if target is None:
+            target = self._preferred_target()
+        return Session.open(self.root, self.artifact(target), self.manifest.identity, threads)
+
+    def _preferred_target(self) -> str:
+        reasons = []
+        for target in BACKENDS:
+            if self.manifest.artifact(target) is None:
+                continue
+            missing = get_backend(target).missing()
+            if missing is None:
+                return target
+            reasons.append(f"{target}: {missing}")
+        raise RequestError("Nothing on this machine executes this bundle.\n" + "\n".join(reasons))
+
+    def golden(self) -> list[GoldenCase]:
+        """The golden vectors. Raises DamagedError when they are missing or not valid."""
+        return read_golden(self.root / GOLDEN_NAME)
+
+    def _check_size(self, file: File) -> None:
+        path = self.root / file.path
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise DamagedError(f"{file.path} leads out of the bundle.")
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DamagedError(f"{file.path} is missing from the bundle. Export it again.") from error
+        if size != file.size:
+            raise DamagedError(
+                f"{file.path} has {size} bytes, the manifest says {file.size}: it was cut or altered. Export the bundle again."
+            )
+
+    def _check_hash(self, file: File) -> None:
+        if sha256_file(self.root / file.path) != file.sha256:
+            raise DamagedError(
+                f"{file.path} was altered: its SHA-256 is not the manifest's. Export the bundle again."
+            )
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_checkpoint(root: Path) -> bool:
+    return (root / "config.json").is_file()

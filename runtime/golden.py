@@ -1,0 +1,168 @@
+"""Golden vectors: inputs with what the reference makes of them, one JSON object a line.
+
+They are what a phone, a CI job without torch, or a tokenizer in another language checks itself against. A line holds
+
+- `name`, and the input: `text`, `text_pair`, or `choices` (one encoding each), with `options` (`max_length`, `pad_to`);
+  or `inputs`, tensors of a model that takes no text, as `{dtype, shape, base64}` (little-endian);
+- `encoding`: `input_ids`, `attention_mask`, `token_type_ids` (those the model takes) and `offsets`, pairs of code-point
+  positions in `text` (in `text_pair` after the first separator);
+- `outputs`: for each output `{shape, every, values}`: the reference's values at flat positions 0, every, 2*every, ... of
+  the output with padded positions left out. `shape` is that of the output so cropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import DamagedError
+
+# Outputs larger than this are sampled. A prime stride visits every column of a matrix in turn.
+MOST_VALUES = 512
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The reference's values of one output: all of them (`every` 1) or each `every`-th of the flattened output."""
+
+    shape: tuple[int, ...]
+    every: int
+    values: np.ndarray
+
+    def pick(self, actual: np.ndarray) -> np.ndarray:
+        """The same positions of an artifact's output of this shape."""
+        return actual.reshape(-1)[:: self.every]
+
+    @classmethod
+    def of(cls, array: np.ndarray, most: int | None = MOST_VALUES) -> Expected:
+        """Record an output, sampled when it has more than `most` values."""
+        every = 1 if most is None or array.size <= most else _prime_at_least(-(-array.size // most), array.shape[-1])
+        return cls(tuple(array.shape), every, array.reshape(-1)[::every])
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One golden vector. `encoding` arrays have no batch axis (for `choices`: one row a choice)."""
+
+    name: str
+    encoding: dict[str, np.ndarray]
+    outputs: dict[str, Expected]
+    text: str | None = None
+    text_pair: str | None = None
+    choices: tuple[str, ...] | None = None
+    options: dict[str, int] = field(default_factory=dict)
+    offsets: list[list[int]] | None = None
+
+    def feeds(self) -> dict[str, np.ndarray]:
+        """The model's inputs, with a batch axis of one."""
+        return {name: array[None] for name, array in self.encoding.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        record: dict[str, Any] = {"name": self.name}
+        if self.text is not None:
+            record["text"] = self.text
+            record["text_pair"] = self.text_pair
+            if self.choices is not None:
+                record["choices"] = list(self.choices)
+            record["options"] = self.options
+            record["encoding"] = {name: array.tolist() for name, array in self.encoding.items()}
+            record["encoding"]["offsets"] = self.offsets
+        else:
+            record["inputs"] = {name: _packed(array) for name, array in self.encoding.items()}
+        record["outputs"] = {
+            name: {"shape": list(expected.shape), "every": expected.every, "values": _numbers(expected.values)}
+            for name, expected in self.outputs.items()
+        }
+        return record
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> GoldenCase:
+        outputs = {
+            name: Expected(
+                tuple(entry["shape"]), int(entry["every"]), np.array([_number(v) for v in entry["values"]], np.float64)
+            )
+            for name, entry in record["outputs"].items()
+        }
+        if "inputs" in record:
+            encoding = {name: _unpacked(entry) for name, entry in record["inputs"].items()}
+            return cls(record["name"], encoding, outputs)
+        arrays = {
+            name: np.array(values, np.int64) for name, values in record["encoding"].items() if name != "offsets"
+        }
+        return cls(
+            record["name"],
+            arrays,
+            outputs,
+            text=record["text"],
+            text_pair=record["text_pair"],
+            choices=tuple(record["choices"]) if "choices" in record else None,
+            options=record["options"],
+            offsets=record["encoding"]["offsets"],
+        )
+
+
+def write_golden(path: Path, cases: list[GoldenCase]) -> None:
+    """Write cases, one a line, the same bytes for the same cases."""
+    lines = [json.dumps(case.to_json(), ensure_ascii=False, allow_nan=False, sort_keys=True) for case in cases]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_golden(path: Path) -> list[GoldenCase]:
+    """Read cases. Raises DamagedError naming the line that is not one."""
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path.name} cannot be read: {error}.") from error
+    cases = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            cases.append(GoldenCase.from_json(json.loads(line)))
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise DamagedError(f"{path.name}, line {number}, is not a golden vector: {error!r}.") from error
+    if not cases:
+        raise DamagedError(f"{path.name} holds no golden vectors.")
+    return cases
+
+
+def _numbers(values: np.ndarray) -> list[float | int | str]:
+    """Shortest decimal of each fp32; JSON has no NaN or infinity, so those are strings."""
+    if values.dtype.kind in "biu":
+        return values.tolist()
+    narrow = values.astype(np.float32)
+    return [float(str(value)) if np.isfinite(value) else str(value) for value in narrow]
+
+
+def _number(value: float | str) -> float:
+    return float(value)
+
+
+def _packed(array: np.ndarray) -> dict[str, Any]:
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return {
+        "dtype": str(array.dtype),
+        "shape": list(array.shape),
+        "base64": base64.b64encode(little.tobytes()).decode(),
+    }
+
+
+def _unpacked(entry: dict[str, Any]) -> np.ndarray:
+    data = base64.b64decode(entry["base64"], validate=True)
+    dtype = np.dtype(entry["dtype"])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"dtype {entry['dtype']}")
+    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(entry["shape"])
+
+
+def _prime_at_least(least: int, columns: int) -> int:
+    """The first prime from `least` on that does not divide the last axis, so that samples fall in every column."""
+    candidate = max(least, 2)
+    while any(candidate % divisor == 0 for divisor in range(2, int(candidate**0.5) + 1)) or columns % candidate == 0:
+        candidate += 1
+    return candidate

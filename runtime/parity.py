@@ -1,0 +1,227 @@
+"""How far an artifact is from its reference, and how far it may be.
+
+The measure is relative to the reference's own scale (its root mean square), so that a large model with large
+activations and a small one with tiny outputs are judged alike:
+
+- `max_error`: the largest absolute difference over the scale;
+- `rms_error`: root mean square of the difference over the scale; the signal-to-noise ratio is -20 log10 of it;
+- `cosine`: the smallest cosine over all cases;
+- `nonfinite`: how often the artifact gives NaN or infinity where the reference does not. One is fatal.
+
+An fp32 artifact is held to the noise floor of the model itself: what eager PyTorch's fp32 differs from its own fp64 on
+the same inputs, times a factor for kernels that sum in another order. The fixed 1e-5 that is usual flags a harmless
+3e-3 on a large T5 and passes an all-wrong output that is tiny.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Other kernels block and vectorise sums otherwise and approximate exp, erf and tanh to a few units in the last place;
+# on models whose fp64 difference is known, correct kernels stay within 4 times the noise floor, wrong ones beyond 100.
+NOISE_FACTOR = 16.0
+# fp16 keeps 11 bits of 24: the same chain of roundings is 2^13 times as coarse.
+FP16_COARSER = 2.0**13
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise floor of one output: fp32 eager against fp64 eager, as `max_error` and `rms_error`."""
+
+    max_error: float
+    rms_error: float
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The largest errors at which an output still is the model's."""
+
+    max_error: float
+    rms_error: float
+
+
+# Least bounds: a model may be so shallow that its own noise is below what one different rounding gives.
+_LEAST_NOISE = Noise(max_error=2e-6, rms_error=3e-7)
+# Greatest: past these an artifact is not the model, whatever the noise. 5e-2 is a cosine of 0.9987.
+_GREATEST = {"fp32": Bound(1e-2, 1e-3), "fp16": Bound(0.5, 5e-2)}
+
+
+def bound_for(precision: str, noise: Noise) -> Bound:
+    """The bound of an output in a precision, from the model's noise floor (see the module's text)."""
+    floor = Noise(max(noise.max_error, _LEAST_NOISE.max_error), max(noise.rms_error, _LEAST_NOISE.rms_error))
+    factor = NOISE_FACTOR if precision == "fp32" else 4 * FP16_COARSER
+    greatest = _GREATEST.get(precision, _GREATEST["fp16"])
+    return Bound(
+        min(factor * floor.max_error, greatest.max_error),
+        min(factor * floor.rms_error, greatest.rms_error),
+    )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One output of one artifact against the reference, over all cases."""
+
+    output: str
+    cases: int
+    shapes: int
+    max_error: float
+    rms_error: float
+    cosine: float
+    nonfinite: int
+    worst_case: str
+    bound: Bound | None = None
+
+    @property
+    def snr_db(self) -> float:
+        return -20 * math.log10(self.rms_error) if self.rms_error > 0 else math.inf
+
+    @property
+    def passed(self) -> bool:
+        if self.nonfinite or self.cases == 0:
+            return False
+        if self.bound is None:
+            return True
+        return self.max_error <= self.bound.max_error and self.rms_error <= self.bound.rms_error
+
+    def describe(self) -> str:
+        """What went wrong, by how much, in one line."""
+        if self.nonfinite:
+            return (
+                f"{self.output}: {self.nonfinite} values are NaN or infinite where the reference is finite "
+                f"(first in case '{self.worst_case}')"
+            )
+        if self.cases == 0:
+            return f"{self.output}: no case could be compared"
+        limit = self.bound or Bound(math.inf, math.inf)
+        return (
+            f"{self.output}: max error {self.max_error:.3g} of its scale (allowed {limit.max_error:.3g}), rms "
+            f"{self.rms_error:.3g} (allowed {limit.rms_error:.3g}), cosine {self.cosine:.6f}, worst in '{self.worst_case}'"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, three significant digits: enough to judge, and stable between runs."""
+        bound = {key: _rounded(value) for key, value in dataclasses.asdict(self.bound).items()} if self.bound else None
+        return {
+            "output": self.output,
+            "cases": self.cases,
+            "shapes": self.shapes,
+            "max_error": _rounded(self.max_error),
+            "rms_error": _rounded(self.rms_error),
+            "snr_db": _rounded(self.snr_db),
+            "cosine": round(self.cosine, 7) if math.isfinite(self.cosine) else None,
+            "nonfinite": self.nonfinite,
+            "worst_case": self.worst_case,
+            "bound": bound,
+            "passed": self.passed,
+        }
+
+
+class Comparison:
+    """Accumulates one output over cases."""
+
+    def __init__(self, output: str):
+        self.output = output
+        self._cases = 0
+        self._shapes: set[tuple[int, ...]] = set()
+        self._max = self._rms = 0.0
+        self._cosine = 1.0
+        self._nonfinite = 0
+        self._worst = ""
+
+    def add(self, case: str, shape: Sequence[int], expected: np.ndarray, actual: np.ndarray) -> None:
+        """One case: expected and actual values (flat, same order; where the reference is not finite they do not count).
+
+        Args:
+            shape: the shape of the whole output in this case.
+        """
+        self._shapes.add(tuple(shape))
+        expected, actual = np.asarray(expected, np.float64).ravel(), np.asarray(actual, np.float64).ravel()
+        if expected.shape != actual.shape:
+            raise ValueError(f"{expected.size} expected values against {actual.size}")
+        known = np.isfinite(expected)
+        expected, actual = expected[known], actual[known]
+        if not expected.size:
+            return
+        self._cases += 1
+        bad = int(np.count_nonzero(~np.isfinite(actual)))
+        if bad:
+            if not self._nonfinite:
+                self._worst = case
+            self._nonfinite += bad
+            return
+        scale = math.sqrt(float(np.mean(expected**2))) or 1.0
+        difference = actual - expected
+        largest = float(np.max(np.abs(difference))) / scale
+        rms = math.sqrt(float(np.mean(difference**2))) / scale
+        if largest > self._max and not self._nonfinite:
+            self._worst = case
+        self._max, self._rms = max(self._max, largest), max(self._rms, rms)
+        norms = float(np.linalg.norm(expected) * np.linalg.norm(actual))
+        if norms > 0:
+            self._cosine = min(self._cosine, float(expected @ actual) / norms)
+        elif np.linalg.norm(expected) != np.linalg.norm(actual):
+            self._cosine = min(self._cosine, 0.0)
+
+    def noise(self) -> Noise:
+        return Noise(self._max, self._rms)
+
+    def measure(self, bound: Bound | None = None) -> Measure:
+        return Measure(
+            output=self.output,
+            cases=self._cases,
+            shapes=len(self._shapes),
+            max_error=self._max,
+            rms_error=self._rms,
+            cosine=self._cosine,
+            nonfinite=self._nonfinite,
+            worst_case=self._worst,
+            bound=bound,
+        )
+
+
+@dataclass
+class Agreement:
+    """How often the task's own decision is the same: same label, same token, same span ends.
+
+    A decision counts as `decided` when the reference's margin between its best and second-best is wider than the
+    artifact's allowed error can bridge; where it is not, either answer is the model's.
+    """
+
+    same: int = 0
+    total: int = 0
+    decided: int = 0
+    decided_same: int = 0
+
+    def add(self, expected: np.ndarray, actual: np.ndarray, tolerance: float) -> None:
+        """Rows of scores (N, classes) of the reference and the artifact; tolerance in their units."""
+        if expected.shape[-1] == 1:
+            expected = np.concatenate([expected, np.zeros_like(expected)], axis=-1)
+            actual = np.concatenate([actual, np.zeros_like(actual)], axis=-1)
+        finite = np.isfinite(expected).all(axis=-1)
+        expected, actual = expected[finite], actual[finite]
+        if not len(expected):
+            return
+        best_two = np.partition(expected, -2, axis=-1)[:, -2:]
+        decided = (best_two[:, 1] - best_two[:, 0]) > 2 * tolerance
+        same = expected.argmax(axis=-1) == np.nan_to_num(actual, nan=-np.inf).argmax(axis=-1)
+        self.same += int(same.sum())
+        self.total += len(same)
+        self.decided += int(decided.sum())
+        self.decided_same += int((same & decided).sum())
+
+    @property
+    def passed(self) -> bool:
+        return self.decided_same == self.decided
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "passed": self.passed}
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.3g}") if math.isfinite(value) else None
