@@ -1,0 +1,99 @@
+"""Core ML artifacts: executed by Core ML on a Mac, by palmtop's own interpreter of ML Programs everywhere else.
+
+The engine string says which of the two it was. On a Mac, Core ML needs `coremltools` for its Python bindings; without
+it, the interpreter serves there too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DamagedError, PalmtopError
+from ..manifest import Artifact
+from . import Backend, Runner
+
+IDENTITY_KEY = "palmtop.identity"
+MODULES_KEY = "palmtop.modules"
+INTERPRETER = "palmtop's interpreter of ML Programs (declared semantics)"
+
+
+class InterpretedRunner:
+    """An `.mlpackage` executed with numpy, in the dtypes that the program declares."""
+
+    engine = INTERPRETER
+
+    def __init__(self, path: Path, artifact: Artifact, threads: int | None):
+        from ..mil import Program
+
+        self.program = Program.load(path, function=artifact.methods.get("forward"))
+        self.identity = self.program.metadata.get(IDENTITY_KEY)
+        self._outputs = _declared_outputs(artifact, set(self.program.outputs), path)
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = self.program.predict(feeds)
+        return {name: results[name] for name in self._outputs}
+
+
+class NativeRunner:
+    """An `.mlpackage` executed by Core ML itself, on a Mac."""
+
+    def __init__(self, path: Path, artifact: Artifact, threads: int | None):
+        import coremltools
+
+        try:
+            self._model = coremltools.models.MLModel(str(path))
+        except Exception as error:  # Core ML reports as RuntimeError, ValueError and plain Exception
+            raise DamagedError(f"{path} cannot be loaded by Core ML: {error}") from error
+        self.engine = f"Core ML, macOS {platform.mac_ver()[0]}"
+        self.identity = package_metadata(path).get(IDENTITY_KEY)
+        self._outputs = _declared_outputs(
+            artifact, {output.name for output in self._model.get_spec().description.output}, path
+        )
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = self._model.predict(feeds)
+        return {name: results[name] for name in self._outputs}
+
+
+def package_metadata(path: Path) -> dict[str, str]:
+    """The user-defined metadata of an `.mlpackage`. Raises DamagedError when it is not one."""
+    from ..mil.package import Package
+
+    try:
+        return dict(Package(path).spec.description.metadata.userDefined)
+    except DamagedError:
+        raise
+    except PalmtopError as error:
+        raise DamagedError(str(error)) from error
+
+
+def module_of_operations(path: Path) -> dict[str, str]:
+    """Value name -> path of the PyTorch module it was computed in, for the values of a Core ML program.
+
+    The exporter records it in the package; a package from elsewhere gives an empty mapping. The model itself is "".
+    """
+    by_module = json.loads(package_metadata(path).get(MODULES_KEY, "{}"))
+    return {name: module for module, names in by_module.items() for name in names}
+
+
+def _declared_outputs(artifact: Artifact, present: set[str], path: Path) -> list[str]:
+    names = [spec.name for spec in artifact.outputs]
+    if not set(names) <= present:
+        raise DamagedError(f"{path} has outputs {sorted(present)}; the manifest names {names}.")
+    return names
+
+
+def _open(path: Path, artifact: Artifact, threads: int | None) -> Runner:
+    if not path.is_dir():
+        raise DamagedError(f"{path} is missing from the bundle. Export it again.")
+    if platform.system() == "Darwin" and importlib.util.find_spec("coremltools") is not None:
+        return NativeRunner(path, artifact, threads)
+    return InterpretedRunner(path, artifact, threads)
+
+
+BACKEND = Backend(target="coreml", open=_open, missing=lambda: None)
