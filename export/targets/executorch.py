@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
-from executorch.exir.dialects._ops import ops as edge_ops
 
 from ...runtime.backends.executorch import IDENTITY_METHOD
 from ...runtime.errors import RequestError
@@ -16,7 +15,7 @@ from ...runtime.manifest import Artifact, Dim
 from .. import hf
 from ..capture import Captured
 from . import Options, Target, UnsupportedOperation
-from .executorch_rewrites import infer_sizes, rewrite
+from .executorch_rewrites import plain_reshapes, rewrite
 
 # ExecuTorch plans memory for the largest sizes. An axis without a bound gets this one.
 _LARGEST_UNBOUNDED = 64
@@ -65,7 +64,7 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
         rewrite(program)
         edge = to_edge_transform_and_lower(
             program,
-            transform_passes=[_infer_edge_sizes],
+            transform_passes=[plain_reshapes],
             partitioner=[XnnpackPartitioner()],
             constant_methods=_constants(artifact, identity),
         )
@@ -92,13 +91,6 @@ def _constants(artifact: Artifact, identity: str) -> dict[str, object]:
     if longest and longest[0] is not None:
         constants["get_max_seq_len"] = longest[0]
     return constants
-
-
-def _infer_edge_sizes(module: torch.fx.GraphModule) -> torch.fx.passes.infra.pass_base.PassResult:
-    infer_sizes(module.graph, (edge_ops.edge.aten.view_copy.default,))
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return torch.fx.passes.infra.pass_base.PassResult(module, True)
 
 
 TARGET = Target(name="executorch", plan=plan, unsupported=unsupported, lower=lower)

@@ -8,19 +8,29 @@ left alone, those break a model into several delegates a layer. Here they are wr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from executorch.exir.dialects._ops import ops
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
+from torch.fx.passes.infra.pass_base import PassResult
 
+from ..normalize import _same_shape as same_shape
 from ..normalize import insert
 
 aten = torch.ops.aten
+edge = ops.edge
 
-_RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.view_copy.default)
+_EDGE_RESHAPES = (
+    edge.aten.view_copy.default,
+    edge.aten.squeeze_copy.dims,
+    edge.aten.squeeze_copy.dim,
+    edge.aten.unsqueeze_copy.default,
+    edge.aten.expand_copy.default,
+)
 
 
 def rewrite(program: ExportedProgram) -> None:
@@ -66,7 +76,7 @@ def _attention(program: ExportedProgram, node: Node) -> Node | None:
     ):
         return None
     build = _Builder(node)
-    heads, depth = shapes[0][1], shapes[0][3]
+    depth = shapes[0][3]
     scale = node.kwargs.get("scale") or 1 / math.sqrt(depth)
     query = build(aten.squeeze.dim, build(aten.mul.Tensor, query, scale), 0)
     key = build(aten.permute.default, build(aten.squeeze.dim, key, 0), [0, 2, 1])
@@ -104,15 +114,31 @@ _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
 }
 
 
-def infer_sizes(graph: torch.fx.Graph, reshapes: Sequence[Any] = _RESHAPES) -> None:
-    """Write a reshape to sizes of which one is unknown as `-1` there: XNNPACK takes no size that is a node."""
-    for node in graph.nodes:
-        if node.op != "call_function" or node.target not in reshapes:
+def plain_reshapes(module: torch.fx.GraphModule) -> PassResult:
+    """Write every change of shape on the edge graph as one reshape from sizes of which at most one is `-1`.
+
+    XNNPACK takes `view_copy` alone, without sizes that are nodes of the graph. Chains of them become one, and what
+    changes nothing goes.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target not in _EDGE_RESHAPES or not isinstance(node.args[0], Node):
             continue
-        shape = node.meta["val"].shape
-        unknown = [size for size in shape if not isinstance(size, int)]
-        if len(unknown) <= 1:
-            node.args = (node.args[0], [size if isinstance(size, int) else -1 for size in shape])
+        shape, source = node.meta["val"].shape, node.args[0]
+        if node.target is edge.aten.expand_copy.default and not same_shape(shape, source.meta["val"].shape):
+            continue
+        while source.target is edge.aten.view_copy.default:
+            source = source.args[0]  # type: ignore[assignment]
+        if same_shape(shape, source.meta["val"].shape):
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+        elif sum(not isinstance(size, int) for size in shape) <= 1:
+            node.target = edge.aten.view_copy.default
+            node.args = (source, [size if isinstance(size, int) else -1 for size in shape])
+            node.kwargs = {}
+    graph.eliminate_dead_code()
+    module.recompile()
+    return PassResult(module, True)
 
 
 def add_constant(program: ExportedProgram, name: str, value: torch.Tensor) -> Node:
