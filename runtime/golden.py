@@ -2,7 +2,7 @@
 
 They are what a phone, a CI job without torch, or a tokenizer in another language checks itself against. A line holds
 
-- `name`, and the input: `text`, `text_pair`, or `choices` (one encoding each), with `options` (`max_length`, `pad_to`);
+- `name`, and the input: `text`, `text_pair`, or `choices` (one encoding each), with `options` (`max_length`, `truncation`, maybe `pad_to`);
   or `inputs`, tensors of a model that takes no text, as `{dtype, shape, base64}` (little-endian);
 - `encoding`: `input_ids`, `attention_mask`, `token_type_ids` (those the model takes) and `offsets`, pairs of code-point
   positions in `text` (in `text_pair` after the first separator);
@@ -55,7 +55,7 @@ class GoldenCase:
     text: str | None = None
     text_pair: str | None = None
     choices: tuple[str, ...] | None = None
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     offsets: list[list[int]] | None = None
 
     def feeds(self) -> dict[str, np.ndarray]:

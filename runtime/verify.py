@@ -1,0 +1,299 @@
+"""Does each artifact still give what the reference gives? Cases in, a report out.
+
+Cases come from a bundle's golden vectors (`golden_cases`, no torch needed) or from the eager model itself
+(`palmtop.export.reference`). Feeds are padded to a size that the artifact takes, and padded positions do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .bundle import Bundle
+from .errors import RequestError
+from .golden import Expected, GoldenCase
+from .manifest import Artifact, Dim, TokenizerSpec
+from .parity import Agreement, Comparison, Measure, Noise, bound_for
+from .preprocess import text_preparer
+from .session import Session
+from .tokenizer import Tokenizer
+
+# Scores whose largest entry is the task's decision: over the last axis, per sequence or per token, or over the tokens.
+_DECISIONS = {
+    "text-classification": "last axis",
+    "multiple-choice": "last axis",
+    "token-classification": "last axis",
+    "fill-mask": "last axis",
+    "question-answering": "tokens",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Named inputs with a leading batch axis, and for each output what the reference gives, one entry a row.
+
+    An entry leaves out padded positions; models without an attention mask have a single entry with the whole output.
+    """
+
+    name: str
+    feeds: dict[str, np.ndarray]
+    expected: dict[str, list[Expected]]
+
+
+@dataclass
+class ArtifactReport:
+    """What was found about one artifact. `status` is `passed`, `failed` or `not executed` (then `reason` says why)."""
+
+    target: str
+    path: str
+    precision: str
+    status: str
+    engine: str | None = None
+    reason: str | None = None
+    measures: list[Measure] = field(default_factory=list)
+    agreement: Agreement | None = None
+    cases: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        """Every reason for which the artifact failed."""
+        found = [measure.describe() for measure in self.measures if not measure.passed]
+        if self.agreement is not None and not self.agreement.passed:
+            wrong = self.agreement.decided - self.agreement.decided_same
+            found.append(f"the task's decision differs {wrong} times out of {self.agreement.total}")
+        if self.reason and self.status == "failed":
+            found.insert(0, self.reason)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "path": self.path,
+            "precision": self.precision,
+            "status": self.status,
+            "engine": self.engine,
+            "reason": self.reason,
+            "cases": self.cases,
+            "skipped": self.skipped,
+            "outputs": [measure.to_json() for measure in self.measures],
+            "agreement": self.agreement.to_json() if self.agreement is not None else None,
+        }
+
+
+@dataclass
+class Report:
+    """The reports of all artifacts. `passed` only when each was executed and passed or could not be executed here."""
+
+    reference: str
+    artifacts: list[ArtifactReport]
+    tokenizer: dict[str, Any] | None = None
+
+    @property
+    def failed(self) -> list[ArtifactReport]:
+        return [report for report in self.artifacts if report.status == "failed"]
+
+    @property
+    def passed(self) -> bool:
+        executed = any(report.status == "passed" for report in self.artifacts)
+        return executed and not self.failed and (self.tokenizer is None or self.tokenizer["passed"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "reference": self.reference,
+            "tokenizer": self.tokenizer,
+            "artifacts": [report.to_json() for report in self.artifacts],
+        }
+
+
+def verify_artifact(
+    artifact: Artifact,
+    open_session: Callable[[], Session],
+    cases: Sequence[Case],
+    *,
+    task: str,
+    tokenizer: TokenizerSpec | None,
+    noise: dict[str, Noise],
+    progress: Callable[[], None] | None = None,
+) -> ArtifactReport:
+    """Execute an artifact on all cases and compare.
+
+    Args:
+        open_session: loads the artifact; a RequestError from it means that nothing here executes the format, which is
+            reported as `not executed`, never as passed.
+        noise: the reference's noise floor by output.
+        progress: called after each case.
+    """
+    report = ArtifactReport(artifact.target, artifact.path, artifact.precision, status="failed")
+    try:
+        session = open_session()
+    except RequestError as error:
+        report.status, report.reason = "not executed", str(error)
+        return report
+    report.engine = session.engine
+    comparisons = {spec.name: Comparison(spec.name) for spec in artifact.outputs}
+    bounds = {name: bound_for(artifact.precision, noise.get(name, Noise(0.0, 0.0))) for name in comparisons}
+    agreement = Agreement() if task in _DECISIONS else None
+    for case in cases:
+        fitted = fit_feeds(case.feeds, artifact, tokenizer)
+        if fitted is None:
+            report.skipped.append(case.name)
+            continue
+        outputs = session.run(fitted)
+        for name, comparison in comparisons.items():
+            rows = valid_rows(outputs[name], artifact, name, fitted)
+            for expected, actual in zip(case.expected[name], rows, strict=True):
+                if actual.shape != expected.shape:
+                    report.reason = f"{name} has shape {list(actual.shape)} in '{case.name}', not {list(expected.shape)}"
+                    return report
+                comparison.add(case.name, outputs[name].shape, expected.values, expected.pick(actual))
+                if agreement is not None and expected.every == 1:
+                    tolerance = bounds[name].max_error * float(np.sqrt(np.mean(np.square(expected.values))))
+                    agreement.add(*_scores(task, expected, actual), tolerance)
+        report.cases += 1
+        if progress is not None:
+            progress()
+    report.measures = [comparison.measure(bounds[name]) for name, comparison in comparisons.items()]
+    report.agreement = agreement if agreement is not None and agreement.total else None
+    report.status = "passed" if not report.problems else "failed"
+    return report
+
+
+def golden_cases(cases: Iterable[GoldenCase]) -> list[Case]:
+    """A bundle's golden vectors as cases of one row."""
+    return [
+        Case(case.name, case.feeds(), {name: [expected] for name, expected in case.outputs.items()}) for case in cases
+    ]
+
+
+def verify_bundle(
+    bundle: Bundle,
+    *,
+    targets: Sequence[str] | None = None,
+    cases: Sequence[Case] | None = None,
+    noise: dict[str, Noise] | None = None,
+    reference: str = "golden vectors",
+    threads: int | None = None,
+    start: Callable[[str, int], Callable[[], None]] | None = None,
+) -> Report:
+    """Verify a bundle's artifacts and, against the golden vectors, its tokenizer.
+
+    Args:
+        targets: which artifacts; None: all.
+        cases: what to compare on; None: the bundle's golden vectors.
+        start: called with an artifact's path and the number of cases, gives its `progress`.
+
+    Raises:
+        RequestError: the bundle has no such target.
+        DamagedError: files of the bundle are damaged or swapped.
+    """
+    manifest = bundle.manifest
+    chosen = [bundle.artifact(target) for target in targets] if targets else list(manifest.artifacts)
+    golden = bundle.golden()
+    cases = golden_cases(golden) if cases is None else cases
+    noise = recorded_noise(bundle) if noise is None else noise
+    reports = []
+    for artifact in chosen:
+
+        def open_session(artifact: Artifact = artifact) -> Session:
+            return Session.open(bundle.root, artifact, manifest.identity, threads)
+
+        progress = start(artifact.path, len(cases)) if start is not None else None
+        reports.append(
+            verify_artifact(
+                artifact,
+                open_session,
+                cases,
+                task=manifest.task,
+                tokenizer=manifest.tokenizer,
+                noise=noise,
+                progress=progress,
+            )
+        )
+    return Report(reference, reports, verify_tokenizer(bundle, golden))
+
+
+def verify_tokenizer(bundle: Bundle, golden: Sequence[GoldenCase]) -> dict[str, Any] | None:
+    """Whether the bundle's vocabulary gives the golden ids, masks and offsets. None for models without text."""
+    if bundle.manifest.tokenizer is None:
+        return None
+    spec = bundle.manifest.tokenizer
+    tokenizer = Tokenizer.open(bundle.root / spec.path, spec)
+    prepare = text_preparer(bundle.manifest.preprocess)
+    different = [case.name for case in golden if case.text is not None and not _reproduces(tokenizer, prepare, case)]
+    return {
+        "cases": len(golden),
+        "different": different,
+        "passed": not different,
+    }
+
+
+def _reproduces(tokenizer: Tokenizer, prepare: Callable[[str], str], case: GoldenCase) -> bool:
+    assert case.text is not None
+    seconds = list(case.choices) if case.choices else [case.text_pair] if case.text_pair is not None else None
+    encoded = tokenizer(
+        [prepare(case.text)] * (len(seconds) if seconds else 1),
+        seconds,
+        length=case.options.get("pad_to"),
+        max_length=case.options["max_length"],
+        truncation=case.options["truncation"],
+    )
+    rows = slice(None) if case.choices else 0
+    same = all(np.array_equal(encoded.inputs[name][rows], array) for name, array in case.encoding.items())
+    return same and encoded.offsets[rows].tolist() == case.offsets
+
+
+def recorded_noise(bundle: Bundle) -> dict[str, Noise]:
+    """The noise floor that was measured at export, by output (in the manifest's parity summary)."""
+    return {name: Noise(**entry) for name, entry in bundle.manifest.parity.get("noise", {}).items()}
+
+
+def fit_feeds(
+    feeds: dict[str, np.ndarray], artifact: Artifact, tokenizer: TokenizerSpec | None
+) -> dict[str, np.ndarray] | None:
+    """Feeds padded to the next size the artifact takes, on the tokenizer's side; None when they are too long for it."""
+    pads = tokenizer.input_pad if tokenizer is not None else {}
+    left = tokenizer is not None and tokenizer.padding_side == "left"
+    fitted = {}
+    for spec in artifact.inputs:
+        array = feeds[spec.name]
+        widths = []
+        for axis, (size, dim) in enumerate(zip(array.shape, spec.dims, strict=True)):
+            wanted = _fit(dim, size, axis)
+            if wanted is None:
+                return None
+            extra = wanted - size
+            widths.append((extra, 0) if left and extra else (0, extra))
+        if any(width != (0, 0) for width in widths):
+            array = np.pad(array, widths, constant_values=pads.get(spec.name, 0))
+        fitted[spec.name] = array
+    return fitted
+
+
+def _fit(dim: Dim, size: int, axis: int) -> int | None:
+    if axis == 0 and dim.constant == 1:
+        return size  # the session runs a batch row by row
+    return dim.fit(size)
+
+
+def valid_rows(
+    output: np.ndarray, artifact: Artifact, name: str, feeds: dict[str, np.ndarray]
+) -> list[np.ndarray]:
+    """The rows of an output without their padded positions; the whole output for models without an attention mask."""
+    mask = feeds.get("attention_mask")
+    if mask is None:
+        return [output]
+    spec = artifact.output(name)
+    per_token = spec is not None and len(spec.dims) > 1 and spec.dims[1].symbol == "sequence" and mask.ndim == 2
+    return [row[mask[index] != 0] if per_token else row for index, row in enumerate(output)]
+
+
+def _scores(task: str, expected: Expected, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    reference = expected.values.reshape(expected.shape)
+    if _DECISIONS[task] == "tokens" or reference.ndim == 1:
+        return reference.reshape(1, -1), actual.reshape(1, -1)
+    return reference.reshape(-1, reference.shape[-1]), actual.reshape(-1, actual.shape[-1])
