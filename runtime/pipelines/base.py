@@ -1,0 +1,156 @@
+"""What all text pipelines share: checking inputs, and running windows of text through a session in good batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from ..errors import DamagedError, RequestError
+from ..manifest import Dim, Manifest
+from ..session import Session
+from ..tokenizer import Tokenizer, Window
+
+T = TypeVar("T")
+Outputs = dict[str, np.ndarray]
+
+
+class Pipeline:
+    """Text in, results out, for one task. Made by `palmtop.runtime.load`.
+
+    `outputs` are the outputs it needs of an artifact; those of `per_token` have an axis that follows the tokens.
+    `batch_size` is how many windows run together unless a call says otherwise.
+    """
+
+    task: ClassVar[str]
+    outputs: ClassVar[tuple[str, ...]]
+    per_token: ClassVar[tuple[str, ...]] = ()
+    batch_size: int = 8
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, session: Session):
+        artifact = session.artifact
+        names = [spec.name for spec in artifact.inputs]
+        extra = [name for name in names if name not in tokenizer.spec.inputs]
+        if extra:
+            raise DamagedError(
+                f"{artifact.path} takes {', '.join(extra)}, which the bundle's tokenizer does not make. "
+                "Export the bundle again."
+            )
+        absent = [name for name in self.outputs if artifact.output(name) is None]
+        if absent:
+            raise DamagedError(f"{artifact.path} has no output {', '.join(absent)}, which {self.task} needs.")
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.session = session
+        axes = next(spec for spec in artifact.inputs if spec.name == "input_ids").dims
+        self._batch_axis, self._length_axis = axes[0], axes[-1]
+        self._has_mask = "attention_mask" in names
+
+    @property
+    def max_length(self) -> int:
+        """The longest window in tokens, special ones included, that both tokenizer and artifact take."""
+        return min(self.tokenizer.spec.max_length, self._length_axis.largest or self.tokenizer.spec.max_length)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The classes by number. Raises DamagedError when the bundle names none."""
+        labels = self.manifest.postprocess.get("id2label")
+        if not labels:
+            raise DamagedError("The manifest names no labels (postprocess.id2label). Export the bundle again.")
+        return {int(index): label for index, label in labels.items()}
+
+    def __repr__(self) -> str:
+        artifact = self.session.artifact
+        return f"<{self.task} pipeline: {artifact.path} on {self.session.engine}>"
+
+    def run_windows(
+        self, windows: Sequence[Window], read: Callable[[Outputs, Window], T], batch_size: int | None = None
+    ) -> list[T]:
+        """Run windows through the model and read a result from the outputs of each, in the order of the windows.
+
+        Windows of similar length run together, so that little is padded. `read` gets the outputs of one window, the
+        leading axis removed, padding cut off and half precision widened.
+        """
+        size = positive("batch_size", batch_size) or self.batch_size
+        results: dict[int, T] = {}
+        for group in self._groups([len(window) for window in windows], size):
+            inputs = self.tokenizer.batch([windows[index] for index in group], self._length_axis)
+            outputs = run_rows(self.session, inputs, self._batch_axis)
+            padded = next(iter(inputs.values())).shape[1]
+            for row, index in enumerate(group):
+                used = len(windows[index])
+                kept = slice(padded - used, padded) if self.tokenizer.spec.padding_side == "left" else slice(0, used)
+                mine = {name: widened(outputs[name][row]) for name in self.outputs}
+                results[index] = read(
+                    {name: array[kept] if name in self.per_token else array for name, array in mine.items()},
+                    windows[index],
+                )
+        return [results[index] for index in range(len(windows))]
+
+    def _groups(self, lengths: list[int], size: int) -> Iterator[list[int]]:
+        """Positions of windows to run together: neighbours in length, at most `size`.
+
+        Without an attention mask a model sees padding, so only windows of one length run together.
+        """
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        if self._batch_axis.largest is not None:
+            size = min(size, self._batch_axis.largest)
+        group: list[int] = []
+        for index in order:
+            unequal = group and not self._has_mask and lengths[group[0]] != lengths[index]
+            if len(group) == size or unequal:
+                yield group
+                group = []
+            group.append(index)
+        if group:
+            yield group
+
+
+def run_rows(session: Session, inputs: dict[str, np.ndarray], axis: Dim) -> Outputs:
+    """Run a batch. Where the axis admits no such size, copies of the last row fill it, and their outputs are dropped."""
+    rows = len(next(iter(inputs.values())))
+    fitting = axis.fit(rows)
+    if fitting is not None and fitting > rows:
+        filled = {name: np.concatenate([a, a[-1:].repeat(fitting - rows, axis=0)]) for name, a in inputs.items()}
+        return {name: array[:rows] for name, array in session.run(filled).items()}
+    return session.run(inputs)
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """Half precision as float32, so that scores are computed in it."""
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
+
+
+def listed(inputs: Any, kinds: tuple[type, ...], what: str) -> tuple[list[Any], bool]:
+    """The inputs of a call as a list, and whether the call gave just one.
+
+    Raises:
+        RequestError: something that is neither of `kinds` nor a collection of them; `what` says what was expected.
+    """
+    if isinstance(inputs, kinds):
+        return [inputs], True
+    if isinstance(inputs, (bytes, bytearray, str, dict)) or not isinstance(inputs, Iterable):
+        raise RequestError(f"Expected {what}, or a list of them, got {type(inputs).__name__}: {repr(inputs)[:60]}.")
+    items = list(inputs)
+    for index, item in enumerate(items):
+        if not isinstance(item, kinds):
+            raise RequestError(f"Input {index}: expected {what}, got {type(item).__name__}: {repr(item)[:60]}.")
+    return items, False
+
+
+def positive(name: str, value: int | None) -> int | None:
+    """A whole number of at least 1, or None. Raises RequestError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise RequestError(f"{name} must be a whole number of at least 1, not {value!r}.")
+    return int(value)
+
+
+def choice(name: str, value: str, known: Iterable[str]) -> str:
+    """One of the known values. Raises RequestError with all of them."""
+    known = list(known)
+    if value not in known:
+        raise RequestError(f"Unknown {name} {value!r}. Known: {', '.join(known)}.")
+    return value

@@ -1,0 +1,339 @@
+"""Text to ids and back, from the tokenizer folder of a bundle.
+
+The work is done by the `tokenizers` library, the same that Transformers uses, so ids and offsets are the same. What is
+added here is what that library leaves to its caller: lengths that an artifact admits, padding to them, and errors
+instead of aborts for lengths that cannot work.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import tokenizers
+
+from .errors import DamagedError, RequestError
+from .manifest import Dim, TokenizerSpec
+
+if TYPE_CHECKING:
+    from .golden import GoldenCase
+
+Truncation = Literal["longest_first", "only_first", "only_second"]
+
+# The model inputs that a tokenizer makes, from one encoding.
+_INPUTS: dict[str, Callable[[tokenizers.Encoding], list[int]]] = {
+    "input_ids": lambda encoding: encoding.ids,
+    "attention_mask": lambda encoding: encoding.attention_mask,
+    "token_type_ids": lambda encoding: encoding.type_ids,
+    "special_tokens_mask": lambda encoding: encoding.special_tokens_mask,
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A tokenized text, or the part of one that fits a model. `sample` is the position of the text in the call."""
+
+    sample: int
+    encoding: tokenizers.Encoding
+
+    def __len__(self) -> int:
+        return len(self.encoding.ids)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A padded batch of N windows of S tokens.
+
+    `inputs`: the model's inputs by name, each (N, S) int64.
+    `offsets`: (N, S, 2) int64, where each token lies in its text, in code points; (0, 0) for special tokens.
+    `special_tokens_mask`: (N, S) int64, 1 for special tokens and padding.
+    `word_ids`, `sequence_ids`: of each token, None for special tokens and padding.
+    `samples`: (N,) which text each window is of.
+    """
+
+    inputs: dict[str, np.ndarray]
+    offsets: np.ndarray
+    special_tokens_mask: np.ndarray
+    word_ids: list[list[int | None]]
+    sequence_ids: list[list[int | None]]
+    samples: np.ndarray
+
+
+class Tokenizer:
+    """A tokenizer of a bundle. Calls may come from several threads."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, spec: TokenizerSpec, clean_up: bool = False):
+        unknown = [name for name in spec.inputs if name not in _INPUTS]
+        if unknown:
+            raise DamagedError(
+                f"The bundle's tokenizer makes {', '.join(unknown)}, which this palmtop does not know. Upgrade palmtop."
+            )
+        self.spec = spec
+        self._backend = backend
+        self._clean_up = clean_up
+        self._lock = threading.Lock()  # truncation is a setting of the backend, not an argument of a call
+        backend.no_padding()
+        backend.no_truncation()
+
+    @classmethod
+    def load(cls, root: Path, spec: TokenizerSpec) -> Tokenizer:
+        """Read the tokenizer of the bundle at `root`. Raises DamagedError when it is missing or not one."""
+        folder = root / spec.path
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing. Export the bundle again.")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise DamagedError(f"{path} is not a tokenizer that palmtop can read: {error}.") from error
+        settings: dict[str, Any] = {}
+        if (folder / "tokenizer_config.json").is_file():
+            try:
+                settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise DamagedError(f"{folder / 'tokenizer_config.json'} is not valid JSON: {error}.") from error
+        return cls(backend, spec, clean_up=bool(settings.get("clean_up_tokenization_spaces")))
+
+    def encode(
+        self,
+        texts: Sequence[str] | Sequence[Sequence[str]],
+        pairs: Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+        truncation: Truncation | None = "longest_first",
+        stride: int = 0,
+        overflow: bool = False,
+        add_special_tokens: bool = True,
+        words: bool = False,
+    ) -> list[Window]:
+        """Tokenize texts, or text pairs.
+
+        Args:
+            max_length: longest window in tokens, special ones included; None: the tokenizer's own.
+            truncation: where tokens are cut when there are more (special tokens never are); None: nowhere.
+            stride: how many tokens successive windows share.
+            overflow: return every window of a text, not just the first.
+            words: texts are lists of words, split beforehand.
+
+        Raises:
+            RequestError: something that is not text, or lengths that leave no room for any.
+        """
+        sequences: list[Any] = [_checked(text, words) for text in texts]
+        if pairs is not None:
+            sequences = list(zip(sequences, [_checked(text, False) for text in pairs], strict=True))
+        if not sequences:
+            return []
+        settings = None
+        if truncation is not None:
+            max_length = max_length or self.spec.max_length
+            self._check_room(sequences, pairs is not None, max_length, truncation, stride, add_special_tokens)
+            settings = {"max_length": max_length, "stride": stride, "strategy": truncation}
+            settings["direction"] = self.spec.truncation_side
+        try:
+            with self._lock:
+                self._set_truncation(settings)
+                if len(sequences) == 1:  # the batch call costs a thread pool
+                    pair = sequences[0] if pairs is not None else (sequences[0],)
+                    found = [self._backend.encode(*pair, is_pretokenized=words, add_special_tokens=add_special_tokens)]
+                else:
+                    found = self._backend.encode_batch(
+                        sequences, is_pretokenized=words, add_special_tokens=add_special_tokens
+                    )
+        except BaseException as error:
+            # The library raises bare Exception, and aborts in its Rust part arrive as a BaseException.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise RequestError(f"This text cannot be cut to {max_length} tokens ({truncation}): {error}") from error
+        return [
+            Window(sample, window)
+            for sample, encoding in enumerate(found)
+            for window in ([encoding, *encoding.overflowing] if overflow else [encoding])
+        ]
+
+    def batch(self, windows: Sequence[Window], length: Dim | int | None = None) -> dict[str, np.ndarray]:
+        """The model inputs of some windows, each (N, S) int64, padded on the tokenizer's side.
+
+        Args:
+            length: S, or the axis of an artifact, which decides S; None: the longest window.
+
+        Raises:
+            RequestError: a window is longer than the axis admits.
+        """
+        size = self.padded_length(max(map(len, windows), default=0), length)
+        return {
+            name: _padded([_INPUTS[name](window.encoding) for window in windows], size, self._pad(name), self._left)
+            for name in self.spec.inputs
+        }
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        pairs: str | Sequence[str] | None = None,
+        *,
+        length: Dim | int | None = None,
+        **options: Any,
+    ) -> Encoded:
+        """Tokenize and pad. `length` as in `batch`, options as in `encode`."""
+        first = [texts] if isinstance(texts, str) else texts
+        second = [pairs] if isinstance(pairs, str) else pairs
+        windows = self.encode(first, second, **options)
+        encodings = [window.encoding for window in windows]
+        size = self.padded_length(max(map(len, windows), default=0), length)
+        return Encoded(
+            inputs=self.batch(windows, size),
+            offsets=_padded([e.offsets for e in encodings], size, (0, 0), self._left).reshape(len(windows), size, 2),
+            special_tokens_mask=_padded([e.special_tokens_mask for e in encodings], size, 1, self._left),
+            word_ids=[_pad_row(e.word_ids, size, None, self._left) for e in encodings],
+            sequence_ids=[_pad_row(e.sequence_ids, size, None, self._left) for e in encodings],
+            samples=np.array([window.sample for window in windows], np.int64),
+        )
+
+    def reproduces(self, case: GoldenCase) -> bool:
+        """Whether this tokenizer gives the ids, masks and offsets of a golden vector."""
+        assert case.text is not None
+        texts, pairs = [case.text], None if case.text_pair is None else [case.text_pair]
+        if case.choices is not None:
+            texts, pairs = [case.text] * len(case.choices), list(case.choices)
+        try:
+            found = self(texts, pairs, max_length=case.options.get("max_length"), length=case.options.get("pad_to"))
+        except RequestError:
+            return False
+        one = case.choices is None
+        offsets = found.offsets.tolist()
+        return (case.offsets is None or case.offsets == (offsets[0] if one else offsets)) and all(
+            name in found.inputs and np.array_equal(found.inputs[name][0] if one else found.inputs[name], expected)
+            for name, expected in case.encoding.items()
+        )
+
+    def padded_length(self, longest: int, length: Dim | int | None) -> int:
+        """The length that windows of up to `longest` tokens are padded to. Raises RequestError when there is none."""
+        multiple = self.spec.pad_to_multiple_of or 1
+        wanted = -(-longest // multiple) * multiple
+        if length is None:
+            return wanted
+        axis = length if isinstance(length, Dim) else Dim(size=length)
+        fitting = axis.fit(wanted)
+        fitting = axis.fit(longest) if fitting is None else fitting
+        if fitting is None:
+            raise RequestError(f"A text has {longest} tokens; the model takes {axis}. Truncate it, or split it.")
+        return fitting
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of some ids."""
+        text = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        if self._clean_up and type(self._backend.model).__name__ != "BPE":
+            for spaced, tight in _CLEAN_UP:
+                text = text.replace(spaced, tight)
+        return text
+
+    def tokens_to_text(self, tokens: Sequence[str]) -> str:
+        """The text of some tokens."""
+        decoder = self._backend.decoder
+        return decoder.decode(list(tokens)) if decoder is not None else " ".join(tokens)
+
+    def token(self, token_id: int) -> str:
+        """The token of an id, as it stands in the vocabulary."""
+        return self._backend.id_to_token(token_id)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token of the vocabulary; None when it has no such token."""
+        return self._backend.token_to_id(token)
+
+    def special_id(self, role: str) -> int | None:
+        """The id of the token of a role (`pad`, `mask`, ...); None when there is none."""
+        return self.spec.special_ids.get(role)
+
+    def special_count(self, pair: bool = False) -> int:
+        """How many special tokens are put around one text, or a pair."""
+        return self._backend.num_special_tokens_to_add(pair)
+
+    @property
+    def marks_subwords(self) -> bool:
+        """Whether tokens that continue a word are marked (`##ing`), so that words can be told apart."""
+        return bool(getattr(self._backend.model, "continuing_subword_prefix", None))
+
+    @property
+    def _left(self) -> bool:
+        return self.spec.padding_side == "left"
+
+    def _pad(self, name: str) -> int:
+        return self.spec.input_pad.get(name, 1 if name == "special_tokens_mask" else 0)
+
+    def _set_truncation(self, settings: dict[str, Any] | None) -> None:
+        if settings is None:
+            self._backend.no_truncation()
+        elif self._backend.truncation != settings:
+            self._backend.enable_truncation(**settings)
+
+    def _check_room(
+        self, sequences: list[Any], pair: bool, max_length: int, truncation: str, stride: int, special: bool
+    ) -> None:
+        """Refuse lengths that the backend aborts on, or for which it silently cuts nothing."""
+        added = self.special_count(pair) if special else 0
+        if max_length <= added:
+            raise RequestError(
+                f"A length of {max_length} leaves no room for text beside {added} special tokens. Ask for more."
+            )
+        if stride == 0:
+            return
+        room = max_length - added
+        if pair and truncation != "longest_first":
+            kept = 0 if truncation == "only_second" else 1
+            with self._lock:
+                self._backend.no_truncation()
+                # Pairs of a call often share the side that is kept whole: one question, many contexts.
+                for text in {sequence[kept] for sequence in sequences}:
+                    used = len(self._backend.encode(text, add_special_tokens=False).ids)
+                    room = min(room, max_length - added - used)
+        if not 0 <= stride < room:
+            raise RequestError(
+                f"A stride of {stride} tokens does not fit: a window of {max_length} has room for {max(room, 0)} "
+                "beside special tokens and the text that is kept whole. Ask for a smaller stride or a larger length."
+            )
+
+
+# What `clean_up_tokenization_spaces` of a tokenizer's settings asks for, in this order.
+_CLEAN_UP = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
+
+def _checked(text: Any, words: bool) -> Any:
+    if words:
+        if isinstance(text, str) or not isinstance(text, Sequence):
+            raise RequestError(f"Expected a list of words, got {type(text).__name__}.")
+        return [_checked(word, False) for word in text]
+    if not isinstance(text, str):
+        raise RequestError(f"Expected text, got {type(text).__name__}: {repr(text)[:60]}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"The text has half of a surrogate pair at position {error.start}, which is no character. "
+            "Remedy: text.encode('utf-8', 'replace').decode()."
+        ) from error
+    return text
+
+
+def _pad_row(row: list[Any], size: int, value: Any, left: bool) -> list[Any]:
+    padding = [value] * (size - len(row))
+    return padding + row if left else row + padding
+
+
+def _padded(rows: list[list[Any]], size: int, value: Any, left: bool) -> np.ndarray:
+    padded = [_pad_row(row, size, value, left) for row in rows]
+    return np.array(padded, np.int64) if padded else np.zeros((0, size), np.int64)
