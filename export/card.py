@@ -13,6 +13,9 @@ from typing import Any
 
 import yaml
 
+from ..runtime.manifest import Manifest
+from ..runtime.verify import Report
+
 # Sections of a source card that a mobile card must not lose, by words in their headings.
 _CARRIED = ("data", "bias", "limitation", "risk", "license", "intended", "performance", "evaluation", "ethic", "citation")
 
@@ -76,3 +79,76 @@ def _sections(text: str) -> list[tuple[str, str]]:
         elif sections:
             sections[-1][1].append(line)
     return [(heading, "\n".join(body).strip()) for heading, body in sections]
+
+
+def write_card(source: ModelCard, manifest: Manifest, report: Report, sizes: dict[str, int]) -> str:
+    """The bundle's README.md: what it is, sizes, parity, and the source card's data, bias and license sections.
+
+    Latency is not in it: it is a property of a device, and would make no two bundles the same. `palmtop bench` measures it.
+    """
+    about = manifest.source
+    front: dict[str, Any] = {"library_name": "palmtop", "pipeline_tag": manifest.task}
+    for key in ("license", "license_name", "license_link", "language", "datasets"):
+        if key in source.metadata:
+            front[key] = source.metadata[key]
+    revision = f" at revision `{about.revision}`" if about.revision else ""
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=True, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# {about.id} for mobile",
+        "",
+        f"`{about.architecture}` for **{manifest.task}**, exported from `{about.id}`{revision} by palmtop "
+        f"{manifest.producer.get('palmtop', '')}. Weights SHA-256 `{about.weights_sha256}`.",
+        "",
+        "## Artifacts",
+        "",
+        "| target | file | size | precision | oldest system | inputs |",
+        "| --- | --- | ---: | --- | --- | --- |",
+    ]
+    for artifact in manifest.artifacts:
+        systems = ", ".join(f"{_SYSTEMS.get(key, key)} {value}" for key, value in artifact.minimum_os.items()) or "any"
+        inputs = "; ".join(f"`{spec.name}` [{', '.join(map(str, spec.dims))}]" for spec in artifact.inputs)
+        lines.append(
+            f"| {artifact.target} | `{artifact.path}` | {sizes[artifact.path] / 1e6:.1f} MB | {artifact.precision} "
+            f"| {systems} | {inputs} |"
+        )
+    lines += [
+        "",
+        "## Parity",
+        "",
+        f"Measured against {report.reference}; errors are relative to the output's own scale. Details: `parity.json`.",
+        "",
+        "| target | executed by | output | max error | allowed | cosine | verdict |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for entry in report.artifacts:
+        if not entry.measures:
+            lines.append(f"| {entry.target} | {entry.status}: {entry.reason} | | | | | {entry.status} |")
+        for measure in entry.measures:
+            allowed = f"{measure.bound.max_error:.1e}" if measure.bound else ""
+            lines.append(
+                f"| {entry.target} | {entry.engine} | `{measure.output}` | {measure.max_error:.1e} | {allowed} "
+                f"| {measure.cosine:.7f} | {entry.status} |"
+            )
+    lines += [
+        "",
+        "Latency depends on the device: `palmtop bench` measures it here, the sample apps on a phone.",
+        "",
+        "## License",
+        "",
+        f"The checkpoint states: {about.license}." if about.license else "The checkpoint states no license. Ask its authors.",
+    ]
+    carried = source.carried_sections()
+    if carried:
+        lines += ["", f"## From the card of {about.id}"]
+        for heading, body in carried:
+            # One level below the heading above, whatever level the section had.
+            lines += ["", f"##{heading}" if heading.startswith("# ") else f"#{heading}", "", body]
+    else:
+        lines += ["", f"The checkpoint {about.id} has no model card sections on its data, bias or evaluation."]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+_SYSTEMS = {"ios": "iOS", "macos": "macOS", "android": "Android"}

@@ -8,15 +8,15 @@ them, a test that fails once coremltools does without.
 from __future__ import annotations
 
 import logging
+import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-
-class Patch(Protocol):
-    def __call__(self, stack: ExitStack) -> None: ...
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -145,3 +145,96 @@ def double_underscore_operators(stack: ExitStack) -> None:
 def casts_by_overload(stack: ExitStack) -> None:
     """`to.dtype` is translated by the function for `to`, which knows that overload, but is not registered under it."""
     registered(stack, "to.dtype", _registry().name_to_func_mapping["to"])
+
+
+@workaround(_ALL, "a `select` between scalars is declared rank 0 though it computes the rank of its condition")
+def select_has_the_shape_of_its_condition(stack: ExitStack) -> None:
+    """The documentation of `select` says that its shape follows from all three inputs; its inference left out `cond`.
+
+    Masks as eager attention makes them (`where(mask, 0.0, -30000.0)`) meet this; the Neural Engine's compiler is
+    reported to reject such programs.
+    """
+    from coremltools.converters.mil.mil.ops.defs._utils import infer_type_with_broadcast
+    from coremltools.converters.mil.mil.ops.defs.iOS15.control_flow import select
+
+    def type_inference(self: Any) -> Any:
+        inferred = original(self)
+        return infer_type_with_broadcast(inferred, self.cond.sym_type, _primitive(inferred))
+
+    original = replaced(stack, select, "type_inference", type_inference)
+
+
+def _primitive(sym_type: Any) -> Any:
+    from coremltools.converters.mil.mil import types
+
+    return sym_type.get_primitive() if types.is_tensor(sym_type) else sym_type
+
+
+@workaround(_ALL, "five extra operations for each embedding, from iOS 17 on")
+def embeddings_have_no_negative_indices(stack: ExitStack) -> None:
+    """`gather` takes no negative indices from iOS 17 on, so a pass makes them positive first; PyTorch has none here."""
+    from coremltools.converters.mil.mil.passes.defs.optimize_tensor_operation import guard_negative_gather_indices
+    from coremltools.converters.mil.mil.scope import ScopeSource
+
+    never_negative = {"aten.embedding.default", "aten.index_select.default", "aten.gather.default"}
+
+    def guard(operation: Any, block: Any) -> None:
+        origin = operation.scopes.get(ScopeSource.EXIR_STACK_TRACE) or [None]
+        if origin[0] not in never_negative:
+            original(operation, block)
+
+    name = "_try_match_and_transform_pattern"
+    original = replaced(stack, guard_negative_gather_indices, name, staticmethod(guard)).__func__
+
+
+# --- speed: the same programs, sooner -------------------------------------------------------------------------------
+
+
+@workaround(_ALL, "a quarter of conversion is spent in sympy.solve, on equations with one division in them")
+def reshape_solved_by_division(stack: ExitStack) -> None:
+    """With one unknown dimension among constants, its size is the volume divided by the others."""
+    from coremltools.converters.mil.mil.ops.defs.iOS15.tensor_transformation import reshape
+
+    def enforce_volumetric_constraint(left_volume: Any, inshape: Any) -> list:
+        shape = list(inshape)
+        unknown = [axis for axis, size in enumerate(shape) if not isinstance(size, numbers.Integral)]
+        known = math.prod(int(size) for size in shape if isinstance(size, numbers.Integral))
+        if len(unknown) != 1 or known <= 0:
+            return original(left_volume, inshape)
+        quotient = left_volume / known
+        shape[unknown[0]] = int(quotient) if quotient.is_Integer else quotient
+        return shape
+
+    original = replaced(
+        stack, reshape, "enforce_volumetric_constraint", staticmethod(enforce_volumetric_constraint)
+    ).__func__
+
+
+@workaround(_ALL, "an eighth of an fp16 conversion: every weight is copied and masked to find its largest value")
+def overflow_checked_by_range(stack: ExitStack) -> None:
+    """A constant whose least and greatest values fit into fp16 does not overflow; only others need the longer look."""
+    from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
+
+    def fp16_overflow(operation: Any) -> bool:
+        return not all(map(_fits_fp16, operation.get_flattened_inputs())) and original(operation)
+
+    original = replaced(stack, FP16ComputePrecision, "fp16_overflow", staticmethod(fp16_overflow)).__func__
+
+
+def _fits_fp16(var: Any) -> bool:
+    if var.op is None or var.op.op_type != "const" or not var.is_tensor_or_scalar_of(dtype="fp32"):
+        return True
+    value = np.asarray(var.op.val.val)
+    return value.size == 0 or bool(value.min() >= -65504 and value.max() <= 65504)
+
+
+@workaround(_ALL, "a tenth of conversion: sets of compressed weights are propagated through programs that have none")
+def no_weights_to_protect(stack: ExitStack) -> None:
+    """After each pass, every value learns which compressed (`constexpr`) weights it depends on."""
+    from coremltools.converters.mil.mil.block import Block
+
+    def propagate(self: Any) -> None:
+        if any(operation.op_type.startswith("constexpr_") or operation.blocks for operation in self.operations):
+            original(self)
+
+    original = replaced(stack, Block, "_propagate_nonreplaceable_vars", propagate)

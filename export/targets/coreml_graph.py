@@ -19,8 +19,10 @@ from ..modules import module_path
 
 aten = torch.ops.aten
 
-# Key of `Node.meta` that coremltools copies, as an integer, to every MIL operation made from the node.
+# Keys of `Node.meta` that coremltools copies to every MIL operation made from a node: an integer, by which the node is
+# found again, and a string, in which we put the node's operator instead of where in the source it was called.
 HANDLE = "debug_handle"
+ORIGIN = "stack_trace"
 
 Convertible = Callable[[object], bool]
 
@@ -59,7 +61,7 @@ def inconvertible(program: ExportedProgram, convertible: Convertible) -> list[No
 def stamp(graph: Graph) -> None:
     """Number the nodes, so that MIL operations can be led back to them (`modules_by_handle`)."""
     for number, node in enumerate(graph.nodes):
-        node.meta[HANDLE] = number
+        node.meta[HANDLE], node.meta[ORIGIN] = number, str(node.target)
 
 
 def modules_by_handle(graph: Graph) -> dict[int, str]:

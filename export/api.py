@@ -1,0 +1,134 @@
+"""What Python callers use: `export_checkpoint` and `export_module`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ..runtime.errors import RequestError
+from ..runtime.manifest import Dim
+from .build import Progress, Result, build, check_destination, timed
+from .source import open_source
+from .subject import checkpoint_subject, module_subject
+from .targets import TARGETS, Options
+
+PRECISIONS = {"none": "fp32", "fp16": "fp16"}
+
+
+def export_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    task: str | None = None,
+    to: Sequence[str] = tuple(TARGETS),
+    quantize: str = "none",
+    max_length: int | None = None,
+    lengths: Sequence[int] | None = None,
+    dynamic: bool = True,
+    keep_fp32: Sequence[str] = (),
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Export a Hugging Face folder or hub id to a verified bundle.
+
+    Args:
+        source: a folder with config.json, safetensors and tokenizer, or a hub id.
+        destination: the bundle to make.
+        task: a Hugging Face pipeline name; None infers it from the checkpoint.
+        to: targets, of `onnx`, `coreml`, `executorch`.
+        quantize: `none` (fp32) or `fp16`.
+        max_length: longest input in tokens, special ones included.
+        lengths: the only sequence lengths that artifacts shall take (one: fixed).
+        dynamic: False makes every axis constant.
+        keep_fp32: paths of modules whose arithmetic stays fp32 in fp16 artifacts.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run code that comes with the checkpoint.
+        force: replace an existing bundle.
+        progress: told of each stage.
+
+    Raises:
+        ParityError, RequestError, DamagedError, UnsupportedError: see `palmtop.runtime.errors`.
+    """
+    options = _options(quantize, lengths, max_length, dynamic, keep_fp32)
+    check_destination(Path(destination), force)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "load"):
+        opened = open_source(source, task=task, revision=revision, trust_remote_code=trust_remote_code)
+        subject = checkpoint_subject(opened, max_length, options.lengths)
+    return build(
+        subject, destination, targets=_targets(to), options=options, force=force, progress=progress, seconds=seconds
+    )
+
+
+def export_module(
+    module: torch.nn.Module,
+    example_inputs: Mapping[str, torch.Tensor],
+    destination: str | Path,
+    *,
+    name: str | None = None,
+    dynamic_axes: Mapping[str, Mapping[int, Dim | str]] | None = None,
+    output_names: Sequence[str] | None = None,
+    verify_inputs: Sequence[Mapping[str, torch.Tensor]] | None = None,
+    to: Sequence[str] = tuple(TARGETS),
+    quantize: str = "none",
+    keep_fp32: Sequence[str] = (),
+    license: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Export any `torch.nn.Module` to a verified bundle.
+
+    Args:
+        module: put in eval mode, its gradients switched off.
+        example_inputs: input name -> tensor, passed by keyword where `forward` has such parameters, else by position.
+        name: what the bundle calls the model; None: the class name.
+        dynamic_axes: input name -> axis -> its symbol (`"batch"`) or a `Dim` with a range. An axis named `batch` becomes
+            constant 1 where a target takes one row at a time. Unnamed axes are constant.
+        output_names: names of the output tensors, in order.
+        verify_inputs: realistic inputs to verify on; None: variations of the example.
+
+    Raises:
+        ParityError, RequestError, UnsupportedError: see `palmtop.runtime.errors`.
+    """
+    options = _options(quantize, None, None, True, keep_fp32)
+    check_destination(Path(destination), force)
+    subject = module_subject(
+        module,
+        example_inputs,
+        name=name or type(module).__name__,
+        dynamic_axes=dynamic_axes,
+        output_names=output_names,
+        verify_inputs=verify_inputs,
+        license=license,
+    )
+    return build(subject, destination, targets=_targets(to), options=options, force=force, progress=progress)
+
+
+def _targets(to: Sequence[str]) -> list[str]:
+    unknown = [name for name in to if name not in TARGETS]
+    if unknown or not to:
+        raise RequestError(f"Unknown target {', '.join(unknown) or '(none)'}. Known targets: {', '.join(TARGETS)}.")
+    return list(dict.fromkeys(to))
+
+
+def _options(
+    quantize: str, lengths: Sequence[int] | None, max_length: int | None, dynamic: bool, keep_fp32: Sequence[str]
+) -> Options:
+    if quantize not in PRECISIONS:
+        raise RequestError(f"Unknown quantization '{quantize}'. Known: {', '.join(PRECISIONS)}.")
+    if lengths and max_length:
+        raise RequestError("--lengths and --max-length exclude each other: the largest length is the maximum.")
+    if any(length < 1 for length in [*(lengths or []), *([max_length] if max_length is not None else [])]):
+        raise RequestError("Lengths are counted in tokens, from 1 on.")
+    if keep_fp32 and quantize == "none":
+        raise RequestError("--keep-fp32 is for --quantize fp16; without it everything is fp32.")
+    return Options(
+        precision=PRECISIONS[quantize],
+        lengths=tuple(sorted(set(lengths))) if lengths else None,
+        dynamic=dynamic,
+        keep_fp32=tuple(keep_fp32),
+    )

@@ -1,0 +1,275 @@
+"""From a subject to a bundle: capture, plan, lower, verify, pack; written aside, then renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..runtime.bundle import CARD_NAME, GOLDEN_NAME, PARITY_NAME, sha256_file
+from ..runtime.errors import ParityError, RequestError, UnsupportedError
+from ..runtime.golden import write_golden
+from ..runtime.manifest import MANIFEST_NAME, Artifact, File, Manifest, canonical_json
+from ..runtime.parity import Noise
+from ..runtime.session import Session
+from ..runtime.verify import ArtifactReport, Case, Report, verify_artifact
+from .capture import Captured, Method, capture
+from .card import write_card
+from .subject import Subject
+from .targets import Options, Target, get_target
+
+# Called with what happens next and of how many steps it consists; gives what to call after each.
+Progress = Callable[[str, int], Callable[[], None]]
+
+
+@dataclass
+class Result:
+    """A finished export: where the bundle is, its manifest, what was measured, and how long each stage took (seconds)."""
+
+    path: Path
+    manifest: Manifest
+    report: Report
+    notes: tuple[str, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def build(
+    subject: Subject,
+    destination: str | Path,
+    *,
+    targets: Sequence[str],
+    options: Options,
+    force: bool = False,
+    progress: Progress | None = None,
+    seconds: dict[str, float] | None = None,
+) -> Result:
+    """Make a bundle of a subject.
+
+    Raises:
+        UnsupportedError: operations that a target cannot take, all of them at once.
+        ParityError: an artifact is not the model; nothing is left at the destination.
+        RequestError: the destination exists (without `force`), or there is no room.
+    """
+    start = progress or (lambda what, steps: lambda: None)
+    seconds = {} if seconds is None else seconds
+    chosen = [get_target(name) for name in targets]
+    with timed(seconds, "reference"):
+        advance = start("Running the reference", 1)
+        cases = subject.cases()
+        noise = {name: _rounded(entry) for name, entry in subject.reference.noise(cases).items()}
+        golden = subject.golden()
+        advance()
+    with timed(seconds, "capture"):
+        advance = start("Capturing the model", 1)
+        captured = capture_subject(subject)
+        advance()
+    artifacts = [target.plan(captured, options) for target in chosen]
+    _refuse_unsupported(captured, chosen, artifacts)
+    with staging(Path(destination), force) as root:
+        tokenizer = subject.write_tokenizer(root) if subject.write_tokenizer is not None else None
+        manifest = Manifest(
+            source=subject.info,
+            task=subject.task,
+            artifacts=tuple(artifacts),
+            producer=producer(targets),
+            tokenizer=tokenizer,
+            preprocess=subject.preprocess,
+            postprocess=subject.postprocess,
+        ).with_identity()
+        for target, artifact in zip(chosen, artifacts, strict=True):
+            with timed(seconds, target.name):
+                advance = start(f"Lowering to {target.name}", 1)
+                target.lower(captured, artifact, manifest.identity, root / artifact.path)
+                advance()
+        reports = []
+        for artifact in artifacts:
+            with timed(seconds, f"verify {artifact.target}"):
+                advance = start(f"Verifying {artifact.path}", len(cases))
+                reports.append(_verify(root, manifest, artifact, cases, noise, advance))
+        report = Report("eager PyTorch, fp32, unpatched", reports)
+        _refuse_failures(report)
+        write_golden(root / GOLDEN_NAME, golden)
+        manifest = dataclasses.replace(manifest, parity=_summary(report, noise, cases))
+        (root / PARITY_NAME).write_text(canonical_json({**report.to_json(), "noise": _plain(noise)}), encoding="utf-8")
+        sizes = {artifact.path: _size(root / artifact.path) for artifact in artifacts}
+        (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")
+        manifest = dataclasses.replace(manifest, files=list_files(root, artifacts))
+        (root / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
+    return Result(Path(destination), manifest, report, (*subject.notes, *captured.notes), seconds)
+
+
+def capture_subject(subject: Subject) -> Captured:
+    """Capture the subject's model; inputs that its graph never reads are left out."""
+    reference, inputs = subject.reference, subject.inputs
+    names = [spec.name for spec in reference.outputs]
+    while True:
+        example = {spec.name: subject.example[spec.name] for spec in inputs}
+        method = Method(reference.model, reference.call)
+        captured = capture(method, example, inputs, names, trace=subject.trace)
+        read = {node.name for node in captured.program.graph.nodes if node.op == "placeholder" and node.users}
+        used = tuple(spec for spec in inputs if spec.name in read)
+        if len(used) == len(inputs) or not used:
+            return captured
+        inputs = used
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long a block took."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - began, 2)
+
+
+@contextlib.contextmanager
+def staging(destination: Path, force: bool) -> Iterator[Path]:
+    """A folder beside the destination that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        RequestError: the destination exists and may not be replaced, or its parent cannot be written.
+    """
+    check_destination(destination, force)
+    parent = destination.absolute().parent
+    aside = parent / f".{destination.name}.{os.getpid()}.partial"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent, destination.name)
+        aside.mkdir()
+    except OSError as error:
+        raise RequestError(f"Cannot write {destination}: {error.strerror}.") from error
+    try:
+        yield aside
+        if destination.exists():
+            old = parent / f".{destination.name}.{os.getpid()}.old"
+            destination.rename(old)
+            aside.rename(destination)
+            shutil.rmtree(old)
+        else:
+            aside.rename(destination)
+    except OSError as error:
+        raise RequestError(f"Cannot write {destination}: {error.strerror or error}. Nothing was left there.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_destination(destination: Path, force: bool) -> None:
+    """Refuse a destination that holds something, before any work is done."""
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return
+    if not force:
+        raise RequestError(f"{destination} exists already. Choose another name, or replace it with --force.")
+    if not (destination / MANIFEST_NAME).is_file():
+        raise RequestError(f"{destination} is not a palmtop bundle; --force replaces nothing else.")
+
+
+def _remove_abandoned(parent: Path, name: str) -> None:
+    """What exports of processes that were killed left behind."""
+    for path in parent.glob(f".{name}.*.partial"):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _refuse_unsupported(captured: Captured, targets: Sequence[Target], artifacts: Sequence[Artifact]) -> None:
+    lines = []
+    for target, artifact in zip(targets, artifacts, strict=True):
+        for entry in target.unsupported(captured, artifact):
+            where = f"in {entry.module}" if entry.module else "in the model itself"
+            lines.append(f"  {target.name}: {entry.operation} {where}\n    Remedy: {entry.remedy}.")
+    if lines:
+        raise UnsupportedError(f"{len(lines)} operations cannot be expressed:\n" + "\n".join(lines))
+
+
+def _verify(
+    root: Path,
+    manifest: Manifest,
+    artifact: Artifact,
+    cases: Sequence[Case],
+    noise: dict[str, Noise],
+    advance: Callable[[], None],
+) -> ArtifactReport:
+    return verify_artifact(
+        artifact,
+        lambda: Session.open(root, artifact, manifest.identity),
+        cases,
+        task=manifest.task,
+        tokenizer=manifest.tokenizer,
+        noise=noise,
+        progress=advance,
+    )
+
+
+def _refuse_failures(report: Report) -> None:
+    if not report.failed:
+        return
+    lines = [f"  {entry.path} ({entry.precision}): {problem}" for entry in report.failed for problem in entry.problems]
+    raise ParityError(
+        "Parity does not hold, so no bundle was written:\n"
+        + "\n".join(lines)
+        + "\nRemedy: export with --quantize none, or leave the target out with --to; palmtop verify --explain says where "
+        "artifact and reference part ways."
+    )
+
+
+def _summary(report: Report, noise: dict[str, Noise], cases: Sequence[Case]) -> dict[str, Any]:
+    """The manifest's parity field: the worst of each artifact, and the noise floor that golden checks need."""
+    artifacts = {}
+    for entry in report.artifacts:
+        measured = [measure.to_json() for measure in entry.measures]
+        artifacts[entry.target] = {
+            "status": entry.status,
+            "engine": entry.engine,
+            "max_error": max((m["max_error"] for m in measured if m["max_error"] is not None), default=None),
+            "rms_error": max((m["rms_error"] for m in measured if m["rms_error"] is not None), default=None),
+            "cosine": min((m["cosine"] for m in measured if m["cosine"] is not None), default=None),
+        }
+    return {"reference": report.reference, "cases": len(cases), "noise": _plain(noise), "artifacts": artifacts}
+
+
+def _plain(noise: dict[str, Noise]) -> dict[str, dict[str, float]]:
+    return {name: dataclasses.asdict(entry) for name, entry in noise.items()}
+
+
+def _rounded(noise: Noise) -> Noise:
+    """Three digits, as the bundle states it, so that a later check uses the same bound."""
+    return Noise(float(f"{noise.max_error:.3g}"), float(f"{noise.rms_error:.3g}"))
+
+
+_TOOLS = {
+    "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "coreml": ("torch", "coremltools"),
+    "executorch": ("torch", "executorch"),
+}
+
+
+def producer(targets: Sequence[str]) -> dict[str, str]:
+    """Versions of palmtop and of the tools that make these targets."""
+    tools = sorted({"palmtop", "transformers", *(tool for target in targets for tool in _TOOLS.get(target, ()))})
+    return {tool: importlib.metadata.version(tool) for tool in tools}
+
+
+def list_files(root: Path, artifacts: Sequence[Artifact]) -> tuple[File, ...]:
+    """Every file in a bundle with its role, size and hash, by path."""
+    folders = {artifact.path.split("/")[0] for artifact in artifacts}
+    roles = {GOLDEN_NAME: "golden", PARITY_NAME: "parity", CARD_NAME: "card"}
+    found = []
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        relative = path.relative_to(root).as_posix()
+        top = relative.split("/")[0]
+        role = "artifact" if top in folders else roles.get(relative, "tokenizer")
+        found.append(File(relative, role, path.stat().st_size, sha256_file(path)))
+    return tuple(found)
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    if path.is_file():
+        files = [path, *path.parent.glob(f"{path.name}.data")]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,307 @@
+"""What is being exported: a checkpoint or a module of the user's, in the one form that the export works on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..runtime.errors import RequestError
+from ..runtime.golden import GoldenCase
+from ..runtime.manifest import Dim, ModelSource, TensorSpec, TokenizerSpec
+from ..runtime.verify import Case
+from . import hf
+from .capture import Trace, call_by_name, flat_tensors, trace_module
+from .card import ModelCard
+from .reference import Reference, TextInputs, golden_vectors, text_cases
+from .source import Source
+from .tasks import output_names, run_task
+from .texts import CHOICES, SENTENCES
+from .tokenizer import carry_tokenizer, check_tokenizer, tokenizer_inputs
+
+# Without --max-length: what phones can afford, whatever a model could take (ModernBERT: 8192).
+DEFAULT_MAX_LENGTH = 512
+# Multiple choice: how many answers an artifact with bounded axes takes.
+_MOST_CHOICES = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Everything the export needs to know of a model.
+
+    `write_tokenizer` writes the tokenizer folder into a bundle and describes it; None for models without text.
+    `notes` are things the user should know.
+    """
+
+    info: ModelSource
+    task: str
+    reference: Reference
+    inputs: tuple[TensorSpec, ...]
+    example: dict[str, torch.Tensor]
+    trace: Trace
+    cases: Callable[[], list[Case]]
+    golden: Callable[[], list[GoldenCase]]
+    write_tokenizer: Callable[[Path], TokenizerSpec] | None = None
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    postprocess: dict[str, Any] = field(default_factory=dict)
+    card: ModelCard = field(default_factory=ModelCard)
+    notes: tuple[str, ...] = ()
+
+
+def checkpoint_subject(source: Source, max_length: int | None, lengths: Sequence[int] | None) -> Subject:
+    """An opened checkpoint with its weights loaded.
+
+    Args:
+        max_length: longest input in tokens that was asked for; None: what the model takes, at most 512.
+        lengths: the enumerated lengths that were asked for.
+
+    Raises:
+        RequestError: the model cannot take inputs that long.
+    """
+    model = source.load_model()
+    encoder = model.encoder if source.sentence is not None else model
+    longest, notes = _max_length(source, encoder, max_length, lengths)
+    names = tokenizer_inputs(source, _parameters(encoder))
+    preprocess = _preprocess(source)
+    texts = TextInputs(
+        source,
+        names,
+        longest,
+        lowercase=preprocess.get("lowercase", False),
+        prompt=preprocess.get("prompts", {}).get(preprocess.get("default_prompt"), ""),
+    )
+    inputs = tuple(TensorSpec(name, "int64", _axes(source, longest)) for name in names)
+    reference = Reference(model, run_task(source), _output_specs(source, inputs[0]))
+
+    def write_tokenizer(root: Path) -> TokenizerSpec:
+        spec = carry_tokenizer(source, root, names, longest)
+        check_tokenizer(source, root / spec.path, SENTENCES)
+        return spec
+
+    return Subject(
+        info=ModelSource(
+            id=source.id,
+            revision=source.revision,
+            weights_sha256=source.weights_sha256(),
+            architecture=source.architecture,
+            model_type=source.config.model_type,
+            license=source.card.license,
+        ),
+        task=source.task.name,
+        reference=reference,
+        inputs=inputs,
+        example=_text_example(source, texts),
+        trace=hf.trace,
+        cases=lambda: text_cases(reference, texts),
+        golden=lambda: golden_vectors(reference, texts),
+        write_tokenizer=write_tokenizer,
+        preprocess=preprocess,
+        postprocess=source.task.postprocess(source),
+        card=source.card,
+        notes=notes,
+    )
+
+
+def module_subject(
+    module: torch.nn.Module,
+    example_inputs: Mapping[str, torch.Tensor],
+    *,
+    name: str,
+    dynamic_axes: Mapping[str, Mapping[int, Dim | str]] | None = None,
+    output_names: Sequence[str] | None = None,
+    verify_inputs: Sequence[Mapping[str, torch.Tensor]] | None = None,
+    license: str | None = None,
+) -> Subject:
+    """A module of the user's, with named example inputs (see `export_module`)."""
+    module.eval().requires_grad_(False)
+    example = {key: value.detach().clone().contiguous() for key, value in example_inputs.items()}
+    inputs = tuple(_module_spec(key, value, (dynamic_axes or {}).get(key, {})) for key, value in example.items())
+    with torch.no_grad():
+        results = flat_tensors(call_by_name(module, example))
+    names = tuple(output_names or (("output",) if len(results) == 1 else (f"output_{i}" for i in range(len(results)))))
+    if len(names) != len(results):
+        raise RequestError(f"The module gives {len(results)} tensors; {len(names)} output names were given.")
+    outputs = tuple(
+        TensorSpec(key, str(value.dtype).removeprefix("torch."), tuple(Dim(size=n) for n in value.shape))
+        for key, value in zip(names, results, strict=True)
+    )
+    reference = Reference(module, call_by_name, outputs)
+    others = [dict(entry) for entry in verify_inputs] if verify_inputs else _variations(example, inputs)
+
+    def cases() -> list[Case]:
+        return [reference.case(f"input {i}", _arrays(entry)) for i, entry in enumerate(others)]
+
+    def golden() -> list[GoldenCase]:
+        found = []
+        for index, entry in enumerate(others[:3]):
+            case = reference.case(f"input {index}", _arrays(entry), most=512)
+            found.append(GoldenCase(case.name, case.feeds, {key: rows[0] for key, rows in case.expected.items()}))
+        return found
+
+    return Subject(
+        info=ModelSource(name, None, _state_sha256(module), type(module).__name__, None, license),
+        task="module",
+        reference=reference,
+        inputs=inputs,
+        example=example,
+        trace=trace_module,
+        cases=cases,
+        golden=golden,
+        notes=() if dynamic_axes else ("All axes are constant: name the ones that vary with dynamic_axes.",),
+    )
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def _parameters(model: torch.nn.Module) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(model.forward).parameters)
+
+
+def _axes(source: Source, longest: int) -> tuple[Dim, ...]:
+    batch, sequence = Dim(symbol="batch", min=1), Dim(symbol="sequence", min=1, max=longest)
+    if source.task.rank == 3:
+        return batch, Dim(symbol="choices", min=1, max=_MOST_CHOICES), sequence
+    return batch, sequence
+
+
+def _output_specs(source: Source, ids: TensorSpec) -> tuple[TensorSpec, ...]:
+    """Names of the outputs; of their axes only which one follows the tokens matters before capture."""
+    batch, sequence = ids.dims[0], ids.dims[-1]
+    per_token = source.task.name not in ("text-classification", "multiple-choice")
+    return tuple(
+        TensorSpec(name, "float32", (batch, sequence) if per_token and name != "sentence_embedding" else (batch,))
+        for name in output_names(source)
+    )
+
+
+def _text_example(source: Source, texts: TextInputs) -> dict[str, torch.Tensor]:
+    """Two rows of ordinary text to trace with."""
+    if source.task.rank == 3:
+        prompts = [prompt for prompt, choices in CHOICES[:2] for _ in choices]
+        answers = [answer for _, choices in CHOICES[:2] for answer in choices]
+        encoded = texts.encode(prompts, answers)
+        return {name: torch.from_numpy(encoded[name].reshape(2, 3, -1)) for name in texts.names}
+    encoded = texts.encode([SENTENCES[5], SENTENCES[18]])
+    return {name: torch.from_numpy(encoded[name]) for name in texts.names}
+
+
+def _preprocess(source: Source) -> dict[str, Any]:
+    sentence = source.sentence
+    if sentence is None:
+        return {}
+    found: dict[str, Any] = {}
+    if sentence.lowercase:
+        found["lowercase"] = True
+    if any(sentence.prompts.values()):
+        found["prompts"] = sentence.prompts
+        found["default_prompt"] = sentence.default_prompt
+    return found
+
+
+def _max_length(
+    source: Source, encoder: torch.nn.Module, asked: int | None, lengths: Sequence[int] | None
+) -> tuple[int, tuple[str, ...]]:
+    """The longest input the artifacts will take, and what to tell the user about it."""
+    limits = {"its position embeddings": _position_limit(source, encoder)}
+    stated = source.tokenizer.model_max_length
+    if stated and stated < 1_000_000:
+        limits["its tokenizer"] = int(stated)
+    if source.sentence is not None and source.sentence.max_length:
+        limits["its sentence-transformers settings"] = source.sentence.max_length
+    known = {reason: limit for reason, limit in limits.items() if limit}
+    most = min(known.values(), default=None)
+    wanted = max(lengths) if lengths else asked
+    room = source.tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if wanted is not None:
+        positions = limits["its position embeddings"]
+        if positions and wanted > positions:
+            raise RequestError(f"{source.id} takes at most {positions} tokens; {wanted} were asked for.")
+        if min([wanted, *(lengths or [])]) < room:
+            raise RequestError(f"A length of {min([wanted, *(lengths or [])])} leaves no room for text: use at least {room}.")
+        return wanted, ()
+    if most is None or most > DEFAULT_MAX_LENGTH:
+        could = "any length" if most is None else f"{most} tokens"
+        return DEFAULT_MAX_LENGTH, (f"The model could take {could}; exported up to {DEFAULT_MAX_LENGTH} (see --max-length).",)
+    return most, ()
+
+
+def _position_limit(source: Source, encoder: torch.nn.Module) -> int | None:
+    """How many tokens have a position: the table's rows, less those that RoBERTa keeps before the first."""
+    for name, module in encoder.named_modules():
+        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "pos_embeddings"):
+            offset = module.padding_idx + 1 if module.padding_idx is not None else 0
+            return module.num_embeddings - offset
+    config = source.config
+    stated = getattr(config, "max_position_embeddings", None)
+    if isinstance(stated, int) and stated > 0:
+        # A table under another name: RoBERTa-like models count positions from the padding id on.
+        return stated
+    return None
+
+
+# --- modules --------------------------------------------------------------------------------------------------------
+
+
+def _module_spec(name: str, value: torch.Tensor, axes: Mapping[int, Dim | str]) -> TensorSpec:
+    dims = []
+    for axis, size in enumerate(value.shape):
+        given = axes.get(axis)
+        if isinstance(given, str):
+            given = Dim(symbol=given, min=1, max=None)
+        dims.append(given or Dim(size=int(size)))
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(dims))
+
+
+def _variations(example: Mapping[str, torch.Tensor], inputs: Sequence[TensorSpec]) -> list[dict[str, torch.Tensor]]:
+    """Inputs like the example but not it: values shuffled and noised, and where axes vary, other sizes of them."""
+    generator = torch.Generator().manual_seed(0)
+    symbols = {dim.symbol: dim for spec in inputs for dim in spec.dims if dim.symbol and not dim.is_constant}
+    sizes = {
+        symbol: next(example[s.name].shape[s.dims.index(dim)] for s in inputs if dim in s.dims)
+        for symbol, dim in symbols.items()
+    }
+    found = []
+    for factor in (1.0, 0.5, 2.0) if symbols else (1.0, 1.0, 1.0):
+        chosen = {symbol: _admitted(dim, int(sizes[symbol] * factor)) for symbol, dim in symbols.items()}
+        found.append({spec.name: _varied(example[spec.name], spec, chosen, generator) for spec in inputs})
+    return found
+
+
+def _admitted(dim: Dim, size: int) -> int:
+    if dim.values is not None:
+        return min(dim.values, key=lambda value: abs(value - size))
+    return max(dim.min or 1, min(size, dim.max or size))
+
+
+def _varied(
+    value: torch.Tensor, spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generator
+) -> torch.Tensor:
+    for axis, dim in enumerate(spec.dims):
+        if dim.symbol in sizes:
+            value = value.index_select(axis, torch.arange(sizes[dim.symbol]) % value.shape[axis])
+    flat = value.flatten()
+    shuffled = flat[torch.randperm(flat.numel(), generator=generator)].reshape(value.shape)
+    if value.is_floating_point():
+        noise = torch.randn(value.shape, generator=generator).to(value.dtype)
+        return 0.5 * value + 0.25 * shuffled + 0.25 * noise * (value.std() if value.numel() > 1 else 1.0)
+    return shuffled
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def _state_sha256(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
