@@ -1,11 +1,14 @@
 """Core ML: ML Programs in an `.mlpackage`.
 
-Decisions (measured; docs/decisions.md):
+What was decided here, and why (docs/decisions.md has the measurements):
 
-- The batch is always 1. Apps classify one text at a time, a second flexible axis keeps models off the Neural Engine,
-  and a session splits larger batches.
-- Integers are int32 and floats fp32 at the boundary, in fp16 programs too: an fp16 output saves one cast and costs
-  every app a conversion, as Swift has no Float16 on Intel Macs.
+- The batch is always 1. An app classifies one text or image at a time; a second axis that varies keeps a model off the
+  Neural Engine, and enumerated shapes would multiply. A session splits larger batches.
+- Integers are int32 and floats fp32 at the boundary, in fp16 programs too: an fp16 output would save one cast in the
+  model and cost every app its own, in a type that Swift lacks on Intel Macs.
+- The oldest system is iOS 16, or iOS 18 for a model with attention (one fused operation in place of four or five, and
+  no table of all pairs of tokens in memory) and for several enumerated inputs, which are new there. `lower` obeys the
+  artifact: planned with an older system, attention is taken apart.
 """
 
 from __future__ import annotations
@@ -14,29 +17,37 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...runtime.errors import RequestError
+import torch
+
+from ...runtime.errors import PalmtopError, RequestError
 from ...runtime.manifest import Artifact, Dim, TensorSpec
 from ..capture import Captured
-from ..modules import module_path
 from . import Options, Target, UnsupportedOperation
-from .coreml_graph import inconvertible, lowered_graph, specialize
+from .coreml_compat import compatible, convertible
+from .coreml_errors import explained, preflight
+from .coreml_graph import lowered_graph, specialize
 
 PATH = "coreml/model.mlpackage"
 _LONGEST = 2048  # where a model sets no bound: Core ML wants one for every axis
 _DTYPES = {"int64": "int32", "bool": "int32", "float64": "float32", "float16": "float32", "bfloat16": "float32"}
-_MACOS = {"15": "12.0", "16": "13.0", "17": "14.0", "18": "15.0"}
+_MACOS = {"16": "13.0", "17": "14.0", "18": "15.0"}  # the macOS with the same operations
 
 
 def plan(captured: Captured, options: Options) -> Artifact:
-    """One row at a time, the sequence ranged, enumerated or fixed, on the oldest system with what the model needs."""
+    """One row at a time, the sequence ranged, enumerated or fixed, on the oldest system with what the model needs.
+
+    Raises:
+        RequestError: a length that the model does not take.
+    """
     dims = {symbol: _planned(dim, options) for symbol, dim in captured.symbols.items()}
-    ios = "18"
+    inputs = tuple(_signature(spec, dims) for spec in captured.inputs)
+    ios = _oldest_ios(captured, inputs)
     return Artifact(
         target="coreml",
         path=PATH,
         precision=options.precision,
-        quantization={"keep_fp32": list(options.keep_fp32)} if options.keep_fp32 else None,
-        inputs=tuple(_signature(spec, dims) for spec in captured.inputs),
+        quantization={"keep_fp32": sorted(options.keep_fp32)} if options.keep_fp32 else None,
+        inputs=inputs,
         outputs=tuple(_signature(spec, dims) for spec in captured.outputs),
         minimum_os={"ios": f"{ios}.0", "macos": _MACOS[ios]},
         methods={"forward": "main"},
@@ -45,26 +56,27 @@ def plan(captured: Captured, options: Options) -> Artifact:
 
 def unsupported(captured: Captured, artifact: Artifact) -> Sequence[UnsupportedOperation]:
     """What coremltools cannot convert and decomposition does not help with."""
-    from .coreml_compat import compatible, convertible
-
     with compatible():
-        program = lowered_graph(specialize(captured, artifact).program, convertible)
-        return [
-            UnsupportedOperation(str(node.target), module_path(node), "replace it in the model")
-            for node in inconvertible(program, convertible)
-        ]
+        return preflight(lowered_graph(specialize(captured, artifact).program, convertible), convertible)
 
 
 def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
-    """Write the `.mlpackage`. Raises UnsupportedError naming the operation and module that stopped it."""
-    from .coreml_compat import compatible, convertible
+    """Write the `.mlpackage`.
 
+    Raises:
+        UnsupportedError: names the operation that stopped the conversion, its module, and the remedy.
+    """
     with compatible():
         from .coreml_convert import convert
         from .coreml_package import MODULES_KEY, pack_modules, weights_folder, write_package
 
         program = lowered_graph(specialize(captured, artifact).program, convertible)
-        converted = convert(program, artifact, weights_folder(path))
+        try:
+            converted = convert(program, artifact, weights_folder(path))
+        except (PalmtopError, OSError, MemoryError):
+            raise
+        except Exception as error:  # coremltools raises whatever Python raises
+            raise explained(error, program) from error
         write_package(path, converted.spec, identity, {MODULES_KEY: pack_modules(converted.modules)})
 
 
@@ -72,13 +84,13 @@ def _planned(dim: Dim, options: Options) -> Dim:
     if dim.symbol == "batch":
         return Dim(size=1)
     largest = dim.largest or max(_LONGEST, dim.min or 0)
+    lengths = tuple(sorted(set(options.lengths or ()))) if dim.symbol == "sequence" else ()
+    for length in lengths:
+        if not dim.admits(length):
+            raise RequestError(f"--lengths {length}: the model takes {dim}. Give lengths that it takes.")
     if not options.dynamic:
-        return Dim(size=max(options.lengths) if options.lengths and dim.symbol == "sequence" else largest)
-    if dim.symbol == "sequence" and options.lengths:
-        for length in options.lengths:
-            if not dim.admits(length):
-                raise RequestError(f"--lengths {length}: the model takes {dim}.")
-        lengths = tuple(sorted(set(options.lengths)))
+        return Dim(size=lengths[-1] if lengths else largest)
+    if lengths:
         return Dim(size=lengths[0]) if len(lengths) == 1 else Dim(symbol=dim.symbol, values=lengths)
     if dim.values is not None:
         return dim
@@ -91,6 +103,14 @@ def _signature(spec: TensorSpec, dims: dict[str, Dim]) -> TensorSpec:
         dtype=_DTYPES.get(spec.dtype, spec.dtype),
         dims=tuple(dims.get(dim.symbol or "", dim) for dim in spec.dims),
     )
+
+
+def _oldest_ios(captured: Captured, inputs: tuple[TensorSpec, ...]) -> str:
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    enumerated = sum(any(dim.values is not None for dim in spec.dims) for spec in inputs)
+    has_attention = any(node.target is attention for node in captured.program.graph.nodes)
+    has_state = bool(captured.program.graph_signature.buffers_to_mutate)
+    return "18" if has_attention or has_state or enumerated > 1 else "16"
 
 
 TARGET = Target(name="coreml", plan=plan, unsupported=unsupported, lower=lower)

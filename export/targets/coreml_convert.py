@@ -22,7 +22,7 @@ from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from coremltools.converters.mil.mil.scope import ScopeSource
 from torch.export import ExportedProgram
 
-from ...runtime.manifest import Artifact
+from ...runtime.manifest import Artifact, Dim
 from .coreml_graph import modules_by_handle
 
 _FP16_PASSES = {"common::add_fp16_cast", "common::add_int16_cast"}
@@ -65,6 +65,7 @@ def convert(program: ExportedProgram, artifact: Artifact, weights: Path) -> Conv
         convert_to="mlprogram",
     )
     mil_converter._reset_conversion_state()
+    _enumerate_shapes(spec, artifact)
     return Converted(spec, mil, _modules_of_values(mil, modules))
 
 
@@ -72,12 +73,12 @@ def _input_types(artifact: Artifact) -> list[ct.TensorType]:
     """Core ML's input types. An axis of one symbol is one `RangeDim`, so that shape inference knows the sizes agree."""
     ranges: dict[str, ct.RangeDim] = {}
 
-    def size(dim: Any) -> Any:
+    def size(dim: Dim) -> Any:
         if dim.is_constant:
             return dim.size
         if dim.symbol not in ranges:
             low = min(dim.values) if dim.values is not None else max(dim.min or 1, 1)
-            ranges[dim.symbol] = ct.RangeDim(low, dim.largest, default=default_size(dim))
+            ranges[dim.symbol] = ct.RangeDim(low, dim.largest, default=_default_size(dim))
         return ranges[dim.symbol]
 
     return [
@@ -86,7 +87,25 @@ def _input_types(artifact: Artifact) -> list[ct.TensorType]:
     ]
 
 
-def default_size(dim: Any) -> int:
+def _enumerate_shapes(spec: Any, artifact: Artifact) -> None:
+    """Say which sizes an enumerated axis takes, in place of the range it was converted with.
+
+    Converting with `ct.EnumeratedShapes` would give each input sizes of its own, which then are not known to agree.
+    Core ML pairs the shapes of several inputs by their position in the list.
+    """
+    described = {feature.name: feature.type.multiArrayType for feature in spec.description.input}
+    for tensor in artifact.inputs:
+        varying = [dim for dim in tensor.dims if not dim.is_constant]
+        if not varying or any(dim.values is None for dim in varying):
+            continue  # an input cannot mix ranges and lists; the range holds the list
+        feature = described[tensor.name]
+        feature.ClearField("ShapeFlexibility")
+        for choice in range(len(varying[0].values)):
+            sizes = [dim.values[choice] if dim.values else dim.size for dim in tensor.dims]
+            feature.enumeratedShapes.shapes.add().shape.extend(sizes)
+
+
+def _default_size(dim: Dim) -> int:
     """The size that tools show for an axis that varies, and that Xcode's performance report runs: 128 if it may be."""
     if dim.values is not None:
         return max(dim.values)
