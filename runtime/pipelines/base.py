@@ -108,7 +108,7 @@ class Pipeline:
 
 
 def run_rows(session: Session, inputs: dict[str, np.ndarray], axis: Dim) -> Outputs:
-    """Run a batch. Where the axis admits no such size, copies of the last row fill it, and their outputs are dropped."""
+    """Run a batch. Where the axis admits no such size, copies of the last row fill it, their outputs are dropped."""
     rows = len(next(iter(inputs.values())))
     fitting = axis.fit(rows)
     if fitting is not None and fitting > rows:

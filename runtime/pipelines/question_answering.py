@@ -1,8 +1,9 @@
 """Answers as spans of a context.
 
-Transformers 5 no longer has this pipeline; answers, scores and positions are those of its last release that had it
-(4.57). A score is the probability of the span's start times that of its end within its window; the scores of spans
-with the same text are added, so a text that occurs twice can reach more than 1.
+Transformers 5 no longer has this pipeline. Answers, scores and positions are those of its last release that had it
+(4.57), less the candidates without any probability that it lists when a context has too few others. A score is the
+probability of the span's start times that of its end within its window; the scores of spans with the same text are
+added, so a text that occurs twice can reach more than 1.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class QuestionAnswering(Pipeline):
 def best_spans(
     start: np.ndarray, end: np.ndarray, allowed: np.ndarray, count: int, longest: int
 ) -> list[tuple[int, int, float]]:
-    """The most probable spans (first token, last token, probability), best first.
+    """The most probable spans (first token, last token, probability), best first; none that is impossible.
 
     Args:
         start, end: (tokens,) probability of each token to begin and to end the answer.
@@ -136,7 +137,7 @@ def best_spans(
     return [
         (int(first), int(last), float(scores[first, last]))
         for first, last in zip(firsts, lasts, strict=True)
-        if allowed[first] and allowed[last]
+        if allowed[first] and allowed[last] and scores[first, last] > 0
     ]
 
 
