@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,19 +65,12 @@ def checkpoint_subject(source: Source, max_length: int | None, lengths: Sequence
         RequestError: the model cannot take inputs that long.
     """
     model = source.load_model()
-    encoder = model.encoder if source.sentence is not None else model
+    encoder = _encoder(source, model)
     longest, notes = _max_length(source, encoder, max_length, lengths)
-    names = tokenizer_inputs(source, _parameters(encoder))
-    preprocess = _preprocess(source)
-    texts = TextInputs(
-        source,
-        names,
-        longest,
-        lowercase=preprocess.get("lowercase", False),
-        prompt=preprocess.get("prompts", {}).get(preprocess.get("default_prompt"), ""),
-    )
+    names = tokenizer_inputs(source, set(inspect.signature(encoder.forward).parameters))
+    texts = _text_inputs(source, names, longest)
     inputs = tuple(TensorSpec(name, "int64", _axes(source, longest)) for name in names)
-    reference = Reference(model, run_task(source), _output_specs(source, inputs[0]))
+    reference = _reference(source, model, longest)
 
     def write_tokenizer(root: Path) -> TokenizerSpec:
         spec = carry_tokenizer(source, root, names, longest)
@@ -100,11 +94,24 @@ def checkpoint_subject(source: Source, max_length: int | None, lengths: Sequence
         cases=lambda: text_cases(reference, texts),
         golden=lambda: golden_vectors(reference, texts),
         write_tokenizer=write_tokenizer,
-        preprocess=preprocess,
+        preprocess=preprocess_of(source),
         postprocess=source.task.postprocess(source),
         card=source.card,
         notes=notes,
     )
+
+
+def checkpoint_reference(
+    source: Source, max_length: int, names: tuple[str, ...]
+) -> tuple[Reference, TextInputs, list[Case]]:
+    """The eager model of a checkpoint, how text becomes its inputs, and the usual cases: to verify a finished bundle.
+
+    Args:
+        max_length, names: longest input and input names, as the bundle's manifest states them.
+    """
+    reference = _reference(source, source.load_model(), max_length)
+    texts = _text_inputs(source, names, max_length)
+    return reference, texts, text_cases(reference, texts)
 
 
 def module_subject(
@@ -159,10 +166,25 @@ def module_subject(
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def _parameters(model: torch.nn.Module) -> set[str]:
-    import inspect
+def _encoder(source: Source, model: torch.nn.Module) -> torch.nn.Module:
+    return model.encoder if source.sentence is not None else model  # type: ignore[return-value]
 
-    return set(inspect.signature(model.forward).parameters)
+
+def _reference(source: Source, model: torch.nn.Module, longest: int) -> Reference:
+    """Of the outputs' axes only which one follows the tokens matters before capture."""
+    axes = _axes(source, longest)
+    per_token = source.task.name not in ("text-classification", "multiple-choice")
+    outputs = tuple(
+        TensorSpec(name, "float32", (axes[0], axes[-1]) if per_token and name != "sentence_embedding" else (axes[0],))
+        for name in output_names(source)
+    )
+    return Reference(model, run_task(source), outputs)
+
+
+def _text_inputs(source: Source, names: tuple[str, ...], longest: int) -> TextInputs:
+    preprocess = preprocess_of(source)
+    prompt = preprocess.get("prompts", {}).get(preprocess.get("default_prompt"), "")
+    return TextInputs(source, names, longest, lowercase=preprocess.get("lowercase", False), prompt=prompt)
 
 
 def _axes(source: Source, longest: int) -> tuple[Dim, ...]:
@@ -170,16 +192,6 @@ def _axes(source: Source, longest: int) -> tuple[Dim, ...]:
     if source.task.rank == 3:
         return batch, Dim(symbol="choices", min=1, max=_MOST_CHOICES), sequence
     return batch, sequence
-
-
-def _output_specs(source: Source, ids: TensorSpec) -> tuple[TensorSpec, ...]:
-    """Names of the outputs; of their axes only which one follows the tokens matters before capture."""
-    batch, sequence = ids.dims[0], ids.dims[-1]
-    per_token = source.task.name not in ("text-classification", "multiple-choice")
-    return tuple(
-        TensorSpec(name, "float32", (batch, sequence) if per_token and name != "sentence_embedding" else (batch,))
-        for name in output_names(source)
-    )
 
 
 def _text_example(source: Source, texts: TextInputs) -> dict[str, torch.Tensor]:
@@ -193,7 +205,8 @@ def _text_example(source: Source, texts: TextInputs) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(encoded[name]) for name in texts.names}
 
 
-def _preprocess(source: Source) -> dict[str, Any]:
+def preprocess_of(source: Source) -> dict[str, Any]:
+    """The manifest's `preprocess` of a checkpoint: prompts and lower-casing of sentence-transformers."""
     sentence = source.sentence
     if sentence is None:
         return {}

@@ -26,16 +26,33 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
+class Contents:
+    """What an artifact computes with: operations by name, and for each delegate its name and its operations by name."""
+
+    operations: dict[str, int]
+    delegates: tuple[tuple[str, dict[str, int]], ...] = ()
+
+    @property
+    def delegated(self) -> float | None:
+        """The share of operations that delegates take, 0..1; None for formats without delegates."""
+        inside = sum(sum(operations.values()) for _, operations in self.delegates)
+        total = inside + sum(self.operations.values())
+        return inside / total if self.delegates and total else None
+
+
+@dataclass(frozen=True)
 class Backend:
     """How one format is executed here.
 
     `open(path, artifact, threads)` loads an artifact, raising DamagedError when the file is not what it should be.
     `missing()` says why this machine cannot execute the format (and the remedy), or None when it can.
+    `contents(path)` lists the operations of an artifact without running it.
     """
 
     target: str
     open: Callable[[Path, Artifact, int | None], Runner]
     missing: Callable[[], str | None]
+    contents: Callable[[Path], Contents]
 
 
 # Target name -> module here that has its `BACKEND`, in the order in which `load` prefers them.

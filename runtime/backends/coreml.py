@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DamagedError, PalmtopError
 from ..manifest import Artifact
-from . import Backend, Runner
+from . import Backend, Contents, Runner
 
 IDENTITY_KEY = "palmtop.identity"
 MODULES_KEY = "palmtop.modules"
@@ -96,4 +97,12 @@ def _open(path: Path, artifact: Artifact, threads: int | None) -> Runner:
     return InterpretedRunner(path, artifact, threads)
 
 
-BACKEND = Backend(target="coreml", open=_open, missing=lambda: None)
+def contents(path: Path) -> Contents:
+    """The operations of the package's default function, constants left out."""
+    from ..mil import Program
+
+    counts = Counter(operation.type for operation in Program.load(path).operations)
+    return Contents({kind: count for kind, count in counts.most_common() if kind != "const"})
+
+
+BACKEND = Backend(target="coreml", open=_open, missing=lambda: None, contents=contents)

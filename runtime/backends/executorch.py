@@ -6,13 +6,15 @@ Its wheel needs torch, which the rest of palmtop's runtime does not: both are im
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DamagedError, RequestError
 from ..manifest import Artifact
-from . import Backend
+from . import Backend, Contents
+from .executorch_file import describe
 
 IDENTITY_METHOD = "palmtop_identity"
 
@@ -59,4 +61,14 @@ def missing() -> str | None:
     return None
 
 
-BACKEND = Backend(target="executorch", open=ExecutorchRunner, missing=missing)
+def contents(path: Path) -> Contents:
+    """The kernels and delegates of all methods. Raises DamagedError when the file is not a `.pte`."""
+    kernels: Counter[str] = Counter()
+    delegates = []
+    for method in describe(path)["methods"].values():
+        kernels.update(method["kernels"])
+        delegates += [(delegate["backend"], delegate["operations"]) for delegate in method["delegates"]]
+    return Contents(dict(kernels.most_common()), tuple(delegates))
+
+
+BACKEND = Backend(target="executorch", open=ExecutorchRunner, missing=missing, contents=contents)

@@ -9,7 +9,8 @@ import onnxruntime
 
 from ..errors import DamagedError
 from ..manifest import Artifact
-from . import Backend
+from . import Backend, Contents
+from .onnx_file import operations
 
 IDENTITY_KEY = "palmtop.identity"
 
@@ -37,4 +38,6 @@ class OnnxRunner:
         return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
 
 
-BACKEND = Backend(target="onnx", open=OnnxRunner, missing=lambda: None)
+BACKEND = Backend(
+    target="onnx", open=OnnxRunner, missing=lambda: None, contents=lambda path: Contents(operations(path))
+)

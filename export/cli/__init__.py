@@ -1,0 +1,126 @@
+"""The command line: `palmtop export | verify | run | inspect | doctor`.
+
+One module a verb, each with `add_parser(verbs)` and `run(arguments, console) -> exit code`. Results go to stdout (with
+`--json`: one JSON document and nothing else), everything meant for eyes on the way there to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+
+from ...runtime.errors import PalmtopError, RequestError
+from .console import Console
+
+VERBS = ("export", "verify", "run", "inspect", "doctor")
+
+EXIT_CODES = """exit codes:
+  0  done, and parity holds
+  1  an artifact does not match the reference, or the golden vectors
+  2  the request is wrong: unknown task, missing file, bad option
+  3  the bundle or checkpoint is damaged or not trusted
+  4  the model cannot be expressed in a target
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (for the `palmtop` script and `python -m palmtop.export`)."""
+    arguments = _parser().parse_args(argv)
+    console = Console(json_output=arguments.json, debug=arguments.debug)
+    _quiet_libraries(arguments.debug)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return arguments.run(arguments, console)
+    except PalmtopError as error:
+        return _fail(console, arguments, error, error.exit_code)
+    except KeyboardInterrupt as error:
+        return _fail(console, arguments, error, 130, "Interrupted. Nothing was left behind.")
+    except BrokenPipeError:
+        return 0  # the reader of our output (head, less) has seen enough
+    except MemoryError as error:
+        return _fail(console, arguments, error, 2, "Out of memory. Remedy: a machine with more, or a smaller --max-length.")
+    except OSError as error:
+        return _fail(console, arguments, error, 2, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+    except Exception as error:
+        what = str(error).strip().splitlines() or [""]
+        text = (
+            f"This is a bug in palmtop, or something it does not know: {type(error).__name__}: {what[0][:400]}\n"
+            "Run again with --debug for the traceback, and report it."
+        )
+        return _fail(console, arguments, error, 70, text)
+
+
+def _fail(
+    console: Console, arguments: argparse.Namespace, error: BaseException, code: int, text: str | None = None
+) -> int:
+    if arguments.debug:
+        raise error
+    message = text or str(error)
+    if arguments.json:
+        print(json.dumps({"error": {"kind": type(error).__name__, "exit_code": code, "message": message}}))
+    else:
+        console.error(message)
+    return code
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM unwinds like Ctrl-C, so that an interrupted export removes what it wrote."""
+    raise KeyboardInterrupt
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32, width=110)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"error: {message}\nSee: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(RequestError.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="palmtop",
+        description="One checkpoint in, verified ONNX, Core ML and ExecuTorch artifacts out, in one bundle for mobile apps.",
+        epilog=EXIT_CODES,
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="one JSON document on stdout, no progress")
+    common.add_argument("--debug", action="store_true", help="show tracebacks and what libraries say")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
+    for verb in VERBS:
+        module = importlib.import_module(f".{verb}", __name__)
+        sub = verbs.add_parser(
+            verb, parents=[common], help=module.HELP, description=module.__doc__, formatter_class=_Formatter
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: object, **__: object) -> None:
+        from importlib.metadata import version
+
+        print(f"palmtop {version('palmtop')}")
+        raise SystemExit(0)
+
+
+def _quiet_libraries(debug: bool) -> None:
+    """Exporters announce every experiment and every version drift; `palmtop doctor` says what matters of it."""
+    if debug:
+        logging.basicConfig(level=logging.INFO)
+        logging.getLogger("palmtop").setLevel(logging.DEBUG)
+        return
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)

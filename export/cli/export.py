@@ -1,0 +1,131 @@
+"""Export a checkpoint to ONNX, Core ML and ExecuTorch, verify each artifact, and pack a bundle."""
+
+from __future__ import annotations
+
+import argparse
+
+from ...runtime.errors import RequestError
+from ...runtime.manifest import Artifact
+from ...runtime.parity import Measure
+from ...runtime.verify import ArtifactReport, Report
+from ..targets import TARGETS
+from .console import Console, print_json, size
+
+HELP = "make a verified bundle of a checkpoint"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a Hugging Face folder, or a hub id")
+    parser.add_argument("-o", "--output", metavar="BUNDLE", required=True, help="the bundle to make")
+    model = parser.add_argument_group("what to export")
+    model.add_argument("--task", help="a Hugging Face pipeline name (default: inferred from the checkpoint)")
+    model.add_argument("--to", metavar="TARGETS", default=",".join(TARGETS), help="default: %(default)s")
+    model.add_argument("--revision", help="branch, tag or commit of a hub id")
+    model.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+    shapes = parser.add_argument_group("shapes")
+    shapes.add_argument("--max-length", type=int, metavar="N", help="longest input in tokens (default: the model's, to 512)")
+    shapes.add_argument("--lengths", type=_lengths, metavar="N,N", help="the only sequence lengths; one: fixed")
+    dynamic = shapes.add_mutually_exclusive_group()
+    dynamic.add_argument("--dynamic", action="store_true", default=True, help="axes vary where they can (default)")
+    dynamic.add_argument("--static", dest="dynamic", action="store_false", help="every axis constant, batch 1")
+    precision = parser.add_argument_group("precision")
+    precision.add_argument("--quantize", metavar="SCHEME", default="none", help="none or fp16 (default: %(default)s)")
+    precision.add_argument(
+        "--keep-fp32", metavar="MODULE", action="append", default=[], help="keep a module in fp32; may be repeated"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas, got '{text}'") from None
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    try:
+        from ..api import export_checkpoint
+    except ImportError as error:
+        raise RequestError(
+            f"Exporting needs packages that are not installed ({error}). Install them with: pip install 'palmtop[export]'"
+        ) from error
+    with console.progress() as progress:
+        result = export_checkpoint(
+            arguments.source,
+            arguments.output,
+            task=arguments.task,
+            to=[name.strip() for name in arguments.to.split(",") if name.strip()],
+            quantize=arguments.quantize,
+            max_length=arguments.max_length,
+            lengths=arguments.lengths,
+            dynamic=arguments.dynamic,
+            keep_fp32=arguments.keep_fp32,
+            revision=arguments.revision,
+            trust_remote_code=arguments.trust_remote_code,
+            force=arguments.force,
+            progress=progress,
+        )
+    sizes = artifact_sizes(result.manifest.files, result.manifest.artifacts)
+    if arguments.json:
+        print_json(
+            {
+                "bundle": str(result.path),
+                "task": result.manifest.task,
+                "identity": result.manifest.identity,
+                "sizes": sizes,
+                "seconds": result.seconds,
+                "notes": list(result.notes),
+                "parity": result.report.to_json(),
+            }
+        )
+        return 0
+    console.say(f"{result.manifest.source.id}: {result.manifest.task}, {result.manifest.source.architecture}")
+    show_report(console, result.report, sizes)
+    for note in result.notes:
+        console.warn(note)
+    seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in result.seconds.items())
+    console.say(f"{result.path} written ({size(sum(file.size for file in result.manifest.files))}). Seconds: {seconds}.")
+    return 0
+
+
+def artifact_sizes(files: tuple, artifacts: tuple[Artifact, ...]) -> dict[str, int]:
+    """Bytes of each artifact, by path (a package counts all of its files)."""
+    return {
+        artifact.path: sum(
+            file.size for file in files if file.role == "artifact" and file.path.startswith(artifact.path.split("/")[0] + "/")
+        )
+        for artifact in artifacts
+    }
+
+
+def show_report(console: Console, report: Report, sizes: dict[str, int]) -> None:
+    """The table of artifacts: what executed each, how far it is from the reference, and the verdict."""
+    rows = [row for entry in report.artifacts for row in _rows(entry, sizes)]
+    console.table(
+        ("artifact", "size", "precision", "output", "max error", "allowed", "cosine", "agreement", "verdict"),
+        rows,
+        right=("size", "max error", "allowed", "cosine", "agreement"),
+    )
+    engines = {entry.target: entry.engine for entry in report.artifacts if entry.engine}
+    console.say(f"Reference: {report.reference}. Executed by: " + "; ".join(f"{t}: {e}" for t, e in engines.items()) + ".")
+    for entry in report.artifacts:
+        if entry.status == "not executed":
+            console.warn(f"{entry.path}: converted, not executed. {entry.reason}")
+
+
+def _rows(entry: ArtifactReport, sizes: dict[str, int]) -> list[tuple[str, ...]]:
+    head = (entry.path, size(sizes.get(entry.path, 0)), entry.precision)
+    if not entry.measures:
+        return [(*head, "", "", "", "", "", entry.status)]
+    agreement = f"{entry.agreement.same}/{entry.agreement.total}" if entry.agreement else ""
+    return [
+        (*(head if index == 0 else ("", "", "")), *_numbers(measure), agreement if index == 0 else "", entry.status)
+        for index, measure in enumerate(entry.measures)
+    ]
+
+
+def _numbers(measure: Measure) -> tuple[str, ...]:
+    allowed = f"{measure.bound.max_error:.1e}" if measure.bound else ""
+    error = "NaN" if measure.nonfinite else f"{measure.max_error:.1e}"
+    return measure.output, error, allowed, f"{measure.cosine:.7f}"

@@ -1,0 +1,137 @@
+"""Verify a bundle: files, tokenizer, and every artifact against the golden vectors or the eager model itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ...runtime.bundle import Bundle
+from ...runtime.errors import RequestError
+from ...runtime.parity import Noise
+from ...runtime.verify import Case, Report, verify_bundle
+from .console import Console, print_json
+from .export import artifact_sizes, show_report
+
+HELP = "check that a bundle still is the model (exit code 1 when it is not)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--target", metavar="TARGETS", help="only these artifacts (default: all)")
+    parser.add_argument(
+        "--reference",
+        metavar="SOURCE",
+        help="compare with this checkpoint, run eagerly (needs torch; default: the bundle's golden vectors)",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id given as --reference")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the reference")
+    parser.add_argument(
+        "--inputs",
+        metavar="FILE",
+        help="compare on these inputs too: a text a line, or JSON lines with text and text_pair (needs --reference)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the engine's choice)")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    if arguments.inputs and not arguments.reference:
+        raise RequestError("--inputs needs --reference: without the model there is nothing to compare new inputs with.")
+    bundle = Bundle.open(arguments.bundle)
+    bundle.check_files()
+    cases, noise, reference = None, None, "golden vectors"
+    with console.progress() as progress:
+        if arguments.reference:
+            advance = progress("Running the reference", 1)
+            cases, noise = _reference_cases(arguments, bundle)
+            advance()
+            reference = f"eager PyTorch of {arguments.reference}, fp32, unpatched"
+        targets = [name.strip() for name in arguments.target.split(",")] if arguments.target else None
+        report = verify_bundle(
+            bundle,
+            targets=targets,
+            cases=cases,
+            noise=noise,
+            reference=reference,
+            threads=arguments.threads,
+            start=lambda path, steps: progress(f"Verifying {path}", steps),
+        )
+    _show(arguments, console, bundle, report)
+    unexecuted = [entry for entry in report.artifacts if entry.status == "not executed"]
+    if targets and unexecuted:
+        raise RequestError("\n".join(str(entry.reason) for entry in unexecuted))
+    return 0 if report.passed else 1
+
+
+def _reference_cases(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Case], dict[str, Noise]]:
+    try:
+        from ..reference import file_cases
+        from ..source import open_source
+        from ..subject import checkpoint_reference
+    except ImportError as error:
+        raise RequestError(
+            f"--reference runs the eager model, and that needs a package that is not installed ({error}). "
+            "Install it with: pip install 'palmtop[export]', or verify against the golden vectors."
+        ) from error
+    manifest = bundle.manifest
+    if manifest.tokenizer is None:
+        raise RequestError("This bundle was made from a module, not a checkpoint: verify it against its golden vectors.")
+    source = open_source(
+        arguments.reference,
+        task=manifest.task,
+        revision=arguments.revision,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    reference, texts, cases = checkpoint_reference(source, manifest.tokenizer.max_length, manifest.tokenizer.inputs)
+    if arguments.inputs:
+        cases = cases + file_cases(reference, texts, read_inputs(Path(arguments.inputs)))
+    return cases, reference.noise(cases)
+
+
+def read_inputs(path: Path) -> list[str | tuple[str, str]]:
+    """Texts of a file: a text a line, or JSON lines with `text` and maybe `text_pair`.
+
+    Raises:
+        RequestError: the file is missing, empty, or a line is not what it should be.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read: {error}.") from error
+    if path.suffix not in (".jsonl", ".json"):
+        texts: list[str | tuple[str, str]] = [line for line in lines if line.strip()]
+    else:
+        texts = [_entry(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not texts:
+        raise RequestError(f"{path} holds no text.")
+    return texts
+
+
+def _entry(path: Path, number: int, line: str) -> str | tuple[str, str]:
+    try:
+        record: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}, line {number}, is not JSON: {error}.") from error
+    if isinstance(record, str):
+        return record
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise RequestError(f"{path}, line {number}: expected an object with a text.")
+    pair = record.get("text_pair")
+    return (record["text"], pair) if isinstance(pair, str) else record["text"]
+
+
+def _show(arguments: argparse.Namespace, console: Console, bundle: Bundle, report: Report) -> None:
+    if arguments.json:
+        print_json({"bundle": str(arguments.bundle), **report.to_json()})
+        return
+    show_report(console, report, artifact_sizes(bundle.manifest.files, bundle.manifest.artifacts))
+    if report.tokenizer is not None:
+        different = report.tokenizer["different"]
+        if different:
+            console.error(f"The tokenizer gives other ids or offsets in: {', '.join(different[:6])}.")
+        else:
+            console.say(f"Tokenizer: {report.tokenizer['cases']} golden vectors, ids, masks and offsets equal.")
+    for entry in report.failed:
+        for problem in entry.problems:
+            console.error(f"{entry.path}: {problem}")
