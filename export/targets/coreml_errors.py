@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from ...runtime.errors import UnsupportedError
-from ..modules import module_path
+from ..modules import module_path, user_path
 from . import UnsupportedOperation
 from .coreml_graph import HANDLE, Convertible, inconvertible
 
