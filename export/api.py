@@ -86,8 +86,8 @@ def export_module(
         module: put in eval mode, its gradients switched off.
         example_inputs: input name -> tensor, passed by keyword where `forward` has such parameters, else by position.
         name: what the bundle calls the model; None: the class name.
-        dynamic_axes: input name -> axis -> its symbol (`"batch"`) or a `Dim` with a range. An axis named `batch` becomes
-            constant 1 where a target takes one row at a time. Unnamed axes are constant.
+        dynamic_axes: input name -> axis -> its symbol (`"batch"`) or a `Dim` with a range. An axis named
+            `batch` becomes constant 1 where a target takes one row at a time. Unnamed axes are constant.
         output_names: names of the output tensors, in order.
         verify_inputs: realistic inputs to verify on; None: variations of the example.
 

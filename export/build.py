@@ -31,7 +31,7 @@ Progress = Callable[[str, int], Callable[[], None]]
 
 @dataclass
 class Result:
-    """A finished export: where the bundle is, its manifest, what was measured, and how long each stage took (seconds)."""
+    """A finished export: the bundle, its manifest, what was measured, and how long each stage took (seconds)."""
 
     path: Path
     manifest: Manifest
@@ -213,8 +213,7 @@ def _refuse_failures(report: Report) -> None:
     raise ParityError(
         "Parity does not hold, so no bundle was written:\n"
         + "\n".join(lines)
-        + "\nRemedy: export with --quantize none, or leave the target out with --to; palmtop verify --explain says where "
-        "artifact and reference part ways."
+        + "\nRemedy: export with --quantize none, or leave the target out with --to."
     )
 
 

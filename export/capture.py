@@ -207,19 +207,19 @@ def _dynamic_shapes(
         for axis, dim in enumerate(spec.dims):
             if dim.is_constant:
                 if example[spec.name].shape[axis] != dim.constant:
-                    raise RequestError(
-                        f"Input '{spec.name}' has size {example[spec.name].shape[axis]} on axis {axis}, not {dim.constant}."
-                    )
+                    size = example[spec.name].shape[axis]
+                    raise RequestError(f"Input '{spec.name}' has size {size} on axis {axis}, not {dim.constant}.")
                 continue
             low, high = dim.min or 0, dim.largest or _NO_UPPER_BOUND
             if dim.values is not None:
                 low = min(dim.values)
             if automatic:
-                axes[axis] = TorchDim.AUTO(min=max(low, 2), max=high)  # type: ignore[operator]
+                axes[axis] = TorchDim.AUTO(min=max(low, 2), max=high)
             else:
-                if dim.symbol not in shared:
-                    shared[dim.symbol] = TorchDim(dim.symbol, min=low, max=high)
-                axes[axis] = shared[dim.symbol]
+                symbol = str(dim.symbol)
+                if symbol not in shared:
+                    shared[symbol] = TorchDim(symbol, min=low, max=high)
+                axes[axis] = shared[symbol]
         shapes[spec.name] = axes
     return shapes if any(shapes.values()) else None
 
@@ -227,7 +227,7 @@ def _dynamic_shapes(
 def _input_specs(
     program: ExportedProgram, inputs: Sequence[TensorSpec]
 ) -> tuple[tuple[TensorSpec, ...], tuple[str, ...]]:
-    """The dims the program really has, where capture had to narrow what was asked for, and a note for each such axis."""
+    """The dims the program really has, and a note for each axis where capture had to narrow what was asked for."""
     values = _placeholder_values(program)
     specs, notes = [], []
     for spec in inputs:
@@ -264,7 +264,9 @@ def _bounds(program: ExportedProgram, size: torch.SymInt) -> tuple[int, int | No
 
 def _placeholder_values(program: ExportedProgram) -> dict[str, torch.Tensor]:
     names = set(program.graph_signature.user_inputs)
-    return {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names}
+    return {
+        node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names
+    }
 
 
 def _output_specs(

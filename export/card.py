@@ -17,7 +17,18 @@ from ..runtime.manifest import Manifest
 from ..runtime.verify import Report
 
 # Sections of a source card that a mobile card must not lose, by words in their headings.
-_CARRIED = ("data", "bias", "limitation", "risk", "license", "intended", "performance", "evaluation", "ethic", "citation")
+_CARRIED = (
+    "data",
+    "bias",
+    "limitation",
+    "risk",
+    "license",
+    "intended",
+    "performance",
+    "evaluation",
+    "ethic",
+    "citation",
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ def _sections(text: str) -> list[tuple[str, str]]:
 def write_card(source: ModelCard, manifest: Manifest, report: Report, sizes: dict[str, int]) -> str:
     """The bundle's README.md: what it is, sizes, parity, and the source card's data, bias and license sections.
 
-    Latency is not in it: it is a property of a device, and would make no two bundles the same. `palmtop bench` measures it.
+    Latency is not in it: it belongs to a device, and would make no two bundles the same.
     """
     about = manifest.source
     front: dict[str, Any] = {"library_name": "palmtop", "pipeline_tag": manifest.task}
@@ -138,7 +149,9 @@ def write_card(source: ModelCard, manifest: Manifest, report: Report, sizes: dic
         "",
         "## License",
         "",
-        f"The checkpoint states: {about.license}." if about.license else "The checkpoint states no license. Ask its authors.",
+        f"The checkpoint states: {about.license}."
+        if about.license
+        else "The checkpoint states no license. Ask its authors.",
     ]
     carried = source.carried_sections()
     if carried:

@@ -30,7 +30,7 @@ def trace(
     transformers_logging.set_verbosity_error()  # its notice of version drift: `palmtop doctor` tells, once, in full
     try:
         config = DynamoConfig(dynamic=dynamic_shapes is not None, dynamic_shapes=dynamic_shapes)
-        program, _ = DynamoExporter().export_program(model, example, config)  # type: ignore[arg-type]
+        program, _ = DynamoExporter().export_program(model, example, config)
     finally:
         transformers_logging.set_verbosity(verbosity)
     return program

@@ -41,7 +41,14 @@ _ASSERTIONS = {
     aten.sym_constrain_range.default,
     aten.sym_constrain_range_for_size.default,
 }
-_CASTS = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.type_as.default}
+_CASTS = {
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten._to_copy.default,
+    aten.type_as.default,
+}
 
 
 def normalize(program: ExportedProgram) -> ExportedProgram:
@@ -91,12 +98,10 @@ def drop_identities(program: ExportedProgram) -> None:
             continue
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
-        elif node.target is aten.view.default:
-            node.target = aten.reshape.default
-        elif node.target is aten._unsafe_view.default:
+        elif node.target is aten.view.default or node.target is aten._unsafe_view.default:
             node.target = aten.reshape.default
         elif _is_identity(node) and node.name not in mutated:
-            _replace(node, node.args[0])  # type: ignore[arg-type]
+            _replace(node, node.args[0])
         elif node.target in _CASTS and node.target is not aten.to.dtype:
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.meta["val"].dtype), {}
 
@@ -107,16 +112,16 @@ def _is_identity(node: Node) -> bool:
     if node.target in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
         return len(node.args) < 3 or not node.args[2]
     if node.target in _CASTS:
-        return node.args[0].meta["val"].dtype == node.meta["val"].dtype  # type: ignore[union-attr]
+        return node.args[0].meta["val"].dtype == node.meta["val"].dtype
     if node.target in (aten.expand.default, aten.reshape.default):
-        return _same_shape(node.args[0].meta["val"].shape, node.meta["val"].shape)  # type: ignore[union-attr]
+        return _same_shape(node.args[0].meta["val"].shape, node.meta["val"].shape)
     if node.target is aten.add.Tensor and not isinstance(node.args[1], Node):
         return node.args[1] == 0 and isinstance(node.args[0], Node) and _same_dtype(node)
     return False
 
 
 def _same_dtype(node: Node) -> bool:
-    return node.args[0].meta["val"].dtype == node.meta["val"].dtype  # type: ignore[union-attr]
+    return node.args[0].meta["val"].dtype == node.meta["val"].dtype
 
 
 def _same_shape(first: torch.Size, second: torch.Size) -> bool:
@@ -173,7 +178,7 @@ def _always_true(node: Node) -> bool:
     if node.target is aten.ge.Scalar:
         return node.args[1] == 0 and _never_negative(node.args[0])
     if node.target in (aten.unsqueeze.default, aten.expand.default, aten.reshape.default):
-        return _always_true(node.args[0])  # type: ignore[arg-type]
+        return _always_true(node.args[0])
     if node.target is aten.__and__.Tensor:
         return all(isinstance(argument, Node) and _always_true(argument) for argument in node.args)
     return False
@@ -194,19 +199,19 @@ def _never_negative(node: object) -> bool:
 def _index_to_reshape(node: Node) -> None:
     """`x[arange(n0)[..], arange(n1)[..]]`, each index on an axis of its own, is `x` with axes of size one put in."""
     source, indices = node.args
-    shape = source.meta["val"].shape  # type: ignore[union-attr]
+    shape = source.meta["val"].shape
     if not isinstance(indices, (list, tuple)) or len(indices) != len(shape) or any(i is None for i in indices):
         return
     places = [_full_arange(index, size) for index, size in zip(indices, shape, strict=True)]
-    if any(place is None for place in places) or places != sorted(set(places)):  # type: ignore[type-var]
+    if any(place is None for place in places) or places != sorted(set(places)):
         return
     rank = node.meta["val"].dim()
     current = source
     for axis in range(rank):
         if axis not in places:
             current = insert(node.graph, node, aten.unsqueeze.default, (current, axis))
-    if _same_shape(current.meta["val"].shape, node.meta["val"].shape):  # type: ignore[union-attr]
-        _replace(node, current)  # type: ignore[arg-type]
+    if _same_shape(current.meta["val"].shape, node.meta["val"].shape):
+        _replace(node, current)
 
 
 def _full_arange(index: object, size: int | torch.SymInt) -> int | None:
@@ -219,7 +224,7 @@ def _full_arange(index: object, size: int | torch.SymInt) -> int | None:
         return None
     node = index
     while node.target in (aten.unsqueeze.default, aten.reshape.default) or _is_identity(node):
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.args[0]
     if node.target is not aten.arange.default or not _same_size(node.meta["val"].shape[0], size):
         return None
     if axes:
@@ -232,7 +237,7 @@ def _unsqueezed_axis(index: Node) -> int | None:
     axis, chain, node = 0, [], index
     while node.target is aten.unsqueeze.default:
         chain.append(node.args[1])
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.args[0]
     for rank, place in enumerate(reversed(chain), start=1):
         place = place if place >= 0 else place + rank + 1
         axis += place <= axis
@@ -254,22 +259,22 @@ def finite_masks(program: ExportedProgram) -> None:
 def _normalize_attention(node: Node, additive: dict[Node, Node]) -> None:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    query = given["query"].meta["val"]  # type: ignore[union-attr]
+    query = given["query"].meta["val"]
     scale = given.pop("scale", None)
     default = 1 / math.sqrt(query.shape[-1]) if isinstance(query.shape[-1], int) else None
-    if scale is not None and not (default is not None and math.isclose(scale, default, rel_tol=1e-6)):  # type: ignore[arg-type]
+    if scale is not None and not (default is not None and math.isclose(scale, default, rel_tol=1e-6)):
         given["scale"] = scale
     mask = given.get("attn_mask")
     if isinstance(mask, Node):
         if mask.target is aten.expand.default and len(mask.args[0].meta["val"].shape) == len(mask.meta["val"].shape):
             mask = mask.args[0]  # attention broadcasts by itself
-        if _is_bool(mask):  # type: ignore[arg-type]
+        if _is_bool(mask):
             if mask not in additive:
-                after = mask.next  # type: ignore[union-attr]
+                after = mask.next
                 number = insert(node.graph, after, aten.to.dtype, (mask, query.dtype))
                 shifted = insert(node.graph, after, aten.sub.Tensor, (number, 1.0))
-                additive[mask] = insert(node.graph, after, aten.mul.Tensor, (shifted, -MASKED))  # type: ignore[index]
-            mask = additive[mask]  # type: ignore[index]
+                additive[mask] = insert(node.graph, after, aten.mul.Tensor, (shifted, -MASKED))
+            mask = additive[mask]
         given["attn_mask"] = mask
     node.args = (given.pop("query"), given.pop("key"), given.pop("value"))
     node.kwargs = {

@@ -52,7 +52,7 @@ class Reference:
         return Case(name, feeds, expected)
 
     def noise(self, cases: Sequence[Case]) -> dict[str, Noise]:
-        """How far fp32 is from fp64 on these cases, by output: the floor that no other fp32 kernel can be held below."""
+        """How far fp32 is from fp64 on these cases, by output: no other fp32 kernel can be held to less."""
         other = self._other_model(cases[0].feeds)
         comparisons = {spec.name: Comparison(spec.name) for spec in self.outputs}
         for case in cases:
@@ -104,7 +104,12 @@ class TextInputs:
     prompt: str = ""
 
     def encode(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, pad_to: int | None = None, offsets: bool = False
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        pad_to: int | None = None,
+        offsets: bool = False,
     ) -> dict[str, Any]:
         """A padded batch: inputs by name, (N, S) int64; with `offsets` also `offset_mapping`."""
         texts = [self._prepared(text) for text in texts]
@@ -131,7 +136,9 @@ class TextInputs:
         text = self.prompt + text
         return text.lower() if self.lowercase else text
 
-    def feeds(self, texts: Sequence[str], pairs: Sequence[str] | None = None, pad_to: int | None = None) -> dict[str, Any]:
+    def feeds(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, pad_to: int | None = None
+    ) -> dict[str, Any]:
         """A batch as the model takes it; multiple choice: one row of choices per call."""
         encoded = self.encode(texts, pairs, pad_to=pad_to)
         arrays = {name: encoded[name] for name in self.names}
@@ -143,7 +150,9 @@ def text_cases(reference: Reference, inputs: TextInputs) -> list[Case]:
     task = inputs.source.task
     batches: list[tuple[str, list[str], list[str] | None]] = []
     if task.rank == 3:
-        batches = [(f"choices {i}", [prompt] * len(choices), list(choices)) for i, (prompt, choices) in enumerate(CHOICES)]
+        batches = [
+            (f"choices {i}", [prompt] * len(choices), list(choices)) for i, (prompt, choices) in enumerate(CHOICES)
+        ]
         prompt, choices = CHOICES[0]
         batches.append(("long choices", [LONG + prompt] * 2, list(choices[:2])))
     elif task.name == "question-answering":

@@ -81,9 +81,9 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
             modes = _pooling_modes(config)
             if config.get("include_prompt", True) is False:
                 raise UnsupportedError(
-                    "This checkpoint leaves its prompt out of the pooling (include_prompt: false), which needs the prompt's "
-                    "length as an input. Remedy: export with --task feature-extraction from a copy without modules.json, "
-                    "and pool in the app."
+                    "This checkpoint leaves its prompt out of the pooling (include_prompt: false), which needs "
+                    "the prompt's length as an input. Remedy: export from a copy without "
+                    "modules.json, and pool in the app."
                 )
             pooling = "+".join(modes)
             steps.append(Pooling(modes))
@@ -100,14 +100,15 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
         else:
             raise UnsupportedError(
                 f"The sentence-transformers module '{entry['type']}' cannot be expressed. Known: Transformer, Pooling, "
-                "Dense, LayerNorm, Normalize, Dropout. Remedy: export the encoder alone, from a copy without modules.json."
+                "Dense, LayerNorm, Normalize, Dropout. Remedy: export the encoder alone, from a copy without "
+                "modules.json."
             )
     if not pooling:
         raise UnsupportedError(
             "modules.json names no Pooling module, so there is no sentence embedding to make. "
             "Remedy: export the encoder alone, from a copy without modules.json."
         )
-    settings = next((_json(p) for p in sorted(folder.glob("sentence_*_config.json"))), {})
+    settings: dict[str, Any] = next((_json(p) for p in sorted(folder.glob("sentence_*_config.json"))), {})
     extras_path = folder / "config_sentence_transformers.json"
     extras = _json(extras_path) if extras_path.is_file() else {}
     return SentenceModules(
@@ -224,7 +225,9 @@ def _dense(folder: Path) -> Dense:
             f"Known: {', '.join(_ACTIVATIONS)}."
         )
     if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        raise UnsupportedError("A Dense module on token embeddings cannot be expressed; only on the sentence embedding.")
+        raise UnsupportedError(
+            "A Dense module on token embeddings cannot be expressed; only on the sentence embedding."
+        )
     linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
     residual: torch.nn.Module | None = None
     if config.get("use_residual"):

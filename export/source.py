@@ -156,7 +156,7 @@ def open_source(
     )
 
 
-class quiet_transformers:  # noqa: N801  (a context manager reads as a verb)
+class quiet_transformers:
     """Silence transformers' own notices and progress bars inside a block."""
 
     def __enter__(self) -> None:
@@ -238,7 +238,9 @@ def _load_config(folder: Path, name: str, trust_remote_code: bool) -> Pretrained
         )
     if not known and not trust_remote_code:
         said = f"model_type '{model_type}'" if model_type else "no model_type"
-        raise RequestError(f"transformers {transformers.__version__} does not know this checkpoint: its config has {said}.")
+        raise RequestError(
+            f"transformers {transformers.__version__} does not know this checkpoint: its config has {said}."
+        )
     try:
         with quiet_transformers():
             config = transformers.AutoConfig.from_pretrained(
@@ -259,7 +261,8 @@ def _load_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrai
         raise DamagedError(f"The tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UnsupportedError(
-            f"{name} uses {type(tokenizer).__name__}, which runs Python code and has no tokenizer.json to carry to a phone. "
+            f"{name} uses {type(tokenizer).__name__}, which runs Python code and has no tokenizer.json to carry to a "
+            "phone. "
             "Remedy: convert it to a fast tokenizer and save that in the checkpoint."
         )
     return tokenizer
@@ -273,5 +276,3 @@ def _sha256(path: Path) -> str:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-

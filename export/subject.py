@@ -167,7 +167,7 @@ def module_subject(
 
 
 def _encoder(source: Source, model: torch.nn.Module) -> torch.nn.Module:
-    return model.encoder if source.sentence is not None else model  # type: ignore[return-value]
+    return model.encoder if source.sentence is not None else model
 
 
 def _reference(source: Source, model: torch.nn.Module, longest: int) -> Reference:
@@ -238,18 +238,25 @@ def _max_length(
         if positions and wanted > positions:
             raise RequestError(f"{source.id} takes at most {positions} tokens; {wanted} were asked for.")
         if min([wanted, *(lengths or [])]) < room:
-            raise RequestError(f"A length of {min([wanted, *(lengths or [])])} leaves no room for text: use at least {room}.")
+            raise RequestError(
+                f"A length of {min([wanted, *(lengths or [])])} leaves no room for text: use at least {room}."
+            )
         return wanted, ()
     if most is None or most > DEFAULT_MAX_LENGTH:
         could = "any length" if most is None else f"{most} tokens"
-        return DEFAULT_MAX_LENGTH, (f"The model could take {could}; exported up to {DEFAULT_MAX_LENGTH} (see --max-length).",)
+        return DEFAULT_MAX_LENGTH, (
+            f"The model could take {could}; exported up to {DEFAULT_MAX_LENGTH} (see --max-length).",
+        )
     return most, ()
 
 
 def _position_limit(source: Source, encoder: torch.nn.Module) -> int | None:
     """How many tokens have a position: the table's rows, less those that RoBERTa keeps before the first."""
     for name, module in encoder.named_modules():
-        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "pos_embeddings"):
+        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in (
+            "position_embeddings",
+            "pos_embeddings",
+        ):
             offset = module.padding_idx + 1 if module.padding_idx is not None else 0
             return module.num_embeddings - offset
     config = source.config
@@ -298,7 +305,7 @@ def _varied(
     value: torch.Tensor, spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generator
 ) -> torch.Tensor:
     for axis, dim in enumerate(spec.dims):
-        if dim.symbol in sizes:
+        if dim.symbol is not None and dim.symbol in sizes:
             value = value.index_select(axis, torch.arange(sizes[dim.symbol]) % value.shape[axis])
     flat = value.flatten()
     shuffled = flat[torch.randperm(flat.numel(), generator=generator)].reshape(value.shape)

@@ -25,7 +25,15 @@ _CLASS_BY_KIND = {
 }
 _ROLES = ("pad", "cls", "sep", "mask", "unk", "bos", "eos")
 # Settings that say where or how the checkpoint was loaded, not how it tokenizes.
-_NOT_CARRIED = ("name_or_path", "is_local", "local_files_only", "backend", "tokenizer_file", "vocab_file", "merges_file")
+_NOT_CARRIED = (
+    "name_or_path",
+    "is_local",
+    "local_files_only",
+    "backend",
+    "tokenizer_file",
+    "vocab_file",
+    "merges_file",
+)
 _SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "tokenizer.model", "spm.model")
 
 
@@ -138,7 +146,8 @@ def check_tokenizer(source: Source, folder: Path, texts: tuple[str, ...]) -> Non
         actual = backend.encode(text).ids
         if actual != expected:
             raise UnsupportedError(
-                f"The tokenizer of {source.id} cannot be carried: {type(source.tokenizer).__name__} does in Python what its "
-                f"tokenizer.json does not. For {text[:40]!r} transformers gives {expected[:12]}, the file {actual[:12]}. "
+                f"The tokenizer of {source.id} cannot be carried: {type(source.tokenizer).__name__} does in Python "
+                f"what its tokenizer.json does not. For {text[:40]!r} transformers gives {expected[:12]}, the file "
+                f"{actual[:12]}. "
                 "Remedy: save the tokenizer again with transformers, or convert it to a fast tokenizer."
             )

@@ -49,7 +49,7 @@ class Bundle:
         return bundle
 
     def check_files(self, progress: Callable[[File], None] | None = None) -> None:
-        """Hash every file. Raises DamagedError naming the first that differs, or one that the manifest does not list."""
+        """Hash every file. Raises DamagedError naming one that differs, or that the manifest does not list."""
         for file in self.manifest.files:
             self._check_size(file)
             self._check_hash(file)
@@ -107,14 +107,13 @@ class Bundle:
             raise DamagedError(f"{file.path} is missing from the bundle. Export it again.") from error
         if size != file.size:
             raise DamagedError(
-                f"{file.path} has {size} bytes, the manifest says {file.size}: it was cut or altered. Export the bundle again."
+                f"{file.path} has {size} bytes, the manifest says {file.size}: it was cut or altered. "
+                "Export the bundle again."
             )
 
     def _check_hash(self, file: File) -> None:
         if sha256_file(self.root / file.path) != file.sha256:
-            raise DamagedError(
-                f"{file.path} was altered: its SHA-256 is not the manifest's. Export the bundle again."
-            )
+            raise DamagedError(f"{file.path} was altered: its SHA-256 is not the manifest's. Export the bundle again.")
 
 
 def sha256_file(path: Path) -> str:

@@ -2,12 +2,13 @@
 
 They are what a phone, a CI job without torch, or a tokenizer in another language checks itself against. A line holds
 
-- `name`, and the input: `text`, `text_pair`, or `choices` (one encoding each), with `options` (`max_length`, `truncation`, maybe `pad_to`);
-  or `inputs`, tensors of a model that takes no text, as `{dtype, shape, base64}` (little-endian);
+- `name`, and the input: `text`, `text_pair`, or `choices` (one encoding each), with `options` (`max_length`,
+  `truncation`, maybe `pad_to`); or `inputs`, tensors of a model that takes no text, as `{dtype, shape,
+  base64}` (little-endian);
 - `encoding`: `input_ids`, `attention_mask`, `token_type_ids` (those the model takes) and `offsets`, pairs of code-point
   positions in `text` (in `text_pair` after the first separator);
-- `outputs`: for each output `{shape, every, values}`: the reference's values at flat positions 0, every, 2*every, ... of
-  the output with padded positions left out. `shape` is that of the output so cropped.
+- `outputs`: for each output `{shape, every, values}`: the reference's values at flat positions 0, every, 2*every,
+  ... of the output with padded positions left out. `shape` is that of the output so cropped.
 """
 
 from __future__ import annotations
@@ -91,9 +92,7 @@ class GoldenCase:
         if "inputs" in record:
             encoding = {name: _unpacked(entry) for name, entry in record["inputs"].items()}
             return cls(record["name"], encoding, outputs)
-        arrays = {
-            name: np.array(values, np.int64) for name, values in record["encoding"].items() if name != "offsets"
-        }
+        arrays = {name: np.array(values, np.int64) for name, values in record["encoding"].items() if name != "offsets"}
         return cls(
             record["name"],
             arrays,

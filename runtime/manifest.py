@@ -130,7 +130,7 @@ class Artifact:
     """One lowered file. `path` is relative to the bundle and may be a folder (`.mlpackage`).
 
     `methods` maps a method of the captured program (`forward`) to the entry point in the file.
-    `minimum_os` is the oldest system that runs it (`{"ios": "16.0", "macos": "13.0"}`), empty when the format sets none.
+    `minimum_os` is the oldest system that runs it (`{"ios": "16.0"}`), empty when the format sets none.
     """
 
     target: str
@@ -272,7 +272,9 @@ class Manifest:
             min_reader_version=data["min_reader_version"],
         )
         if manifest.identity != manifest.compute_identity():
-            raise DamagedError(f"{where} was altered: its identity does not match its content. Export the bundle again.")
+            raise DamagedError(
+                f"{where} was altered: its identity does not match its content. Export the bundle again."
+            )
         return manifest
 
     @classmethod
@@ -318,7 +320,8 @@ def _plain(value: Any) -> Any:
 
 def _tensors(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(
-        TensorSpec(entry["name"], entry["dtype"], tuple(Dim.from_json(dim) for dim in entry["dims"])) for entry in entries
+        TensorSpec(entry["name"], entry["dtype"], tuple(Dim.from_json(dim) for dim in entry["dims"]))
+        for entry in entries
     )
 
 

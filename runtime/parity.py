@@ -101,7 +101,8 @@ class Measure:
         limit = self.bound or Bound(math.inf, math.inf)
         return (
             f"{self.output}: max error {self.max_error:.3g} of its scale (allowed {limit.max_error:.3g}), rms "
-            f"{self.rms_error:.3g} (allowed {limit.rms_error:.3g}), cosine {self.cosine:.6f}, worst in '{self.worst_case}'"
+            f"{self.rms_error:.3g} (allowed {limit.rms_error:.3g}), cosine {self.cosine:.6f}, "
+            f"worst in '{self.worst_case}'"
         )
 
     def to_json(self) -> dict[str, Any]:

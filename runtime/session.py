@@ -79,7 +79,8 @@ class Session:
 
 def _check(spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
     fits = array.ndim == len(spec.dims) and all(
-        dim.admits(size) and sizes.setdefault(dim.symbol or "", size if dim.symbol else 0) == (size if dim.symbol else 0)
+        dim.admits(size)
+        and sizes.setdefault(dim.symbol or "", size if dim.symbol else 0) == (size if dim.symbol else 0)
         for dim, size in zip(spec.dims, array.shape, strict=True)
     )
     if not fits:

@@ -148,7 +148,9 @@ def verify_artifact(
             rows = valid_rows(outputs[name], artifact, name, fitted)
             for expected, actual in zip(case.expected[name], rows, strict=True):
                 if actual.shape != expected.shape:
-                    report.reason = f"{name} has shape {list(actual.shape)} in '{case.name}', not {list(expected.shape)}"
+                    report.reason = (
+                        f"{name} has shape {list(actual.shape)} in '{case.name}', not {list(expected.shape)}"
+                    )
                     return report
                 comparison.add(case.name, outputs[name].shape, expected.values, expected.pick(actual))
                 if agreement is not None and expected.every == 1:
@@ -280,9 +282,7 @@ def _fit(dim: Dim, size: int, axis: int) -> int | None:
     return dim.fit(size)
 
 
-def valid_rows(
-    output: np.ndarray, artifact: Artifact, name: str, feeds: dict[str, np.ndarray]
-) -> list[np.ndarray]:
+def valid_rows(output: np.ndarray, artifact: Artifact, name: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The rows of an output without their padded positions; the whole output for models without an attention mask."""
     mask = feeds.get("attention_mask")
     if mask is None:

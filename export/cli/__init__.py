@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader of our output (head, less) has seen enough
     except MemoryError as error:
-        return _fail(console, arguments, error, 2, "Out of memory. Remedy: a machine with more, or a smaller --max-length.")
+        return _fail(
+            console, arguments, error, 2, "Out of memory. Remedy: a machine with more, or a smaller --max-length."
+        )
     except OSError as error:
         return _fail(console, arguments, error, 2, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     except Exception as error:
@@ -89,12 +91,12 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="palmtop",
-        description="One checkpoint in, verified ONNX, Core ML and ExecuTorch artifacts out, in one bundle for mobile apps.",
+        description="One checkpoint in; verified ONNX, Core ML and ExecuTorch artifacts out, in one bundle for apps.",
         epilog=EXIT_CODES,
         formatter_class=_Formatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="one JSON document on stdout, no progress")
     common.add_argument("--debug", action="store_true", help="show tracebacks and what libraries say")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)

@@ -58,7 +58,13 @@ class Console:
         if self.json_output or not self._err.is_terminal:
             yield lambda what, steps: lambda: None
             return
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=self._err, transient=True) as bars:
 
             def start(what: str, steps: int) -> Callable[[], None]:

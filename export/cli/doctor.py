@@ -49,7 +49,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     console.say(f"{found['machine']}, Python {found['python']}, free disk {size(found['free_disk'])}")
     console.table(
         ("package", "installed", "tested", ""),
-        [(entry["package"], entry["installed"] or "-", entry["tested"], entry["remark"]) for entry in found["packages"]],
+        [
+            (entry["package"], entry["installed"] or "-", entry["tested"], entry["remark"])
+            for entry in found["packages"]
+        ],
     )
     console.say()
     console.table(

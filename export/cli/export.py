@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--revision", help="branch, tag or commit of a hub id")
     model.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
     shapes = parser.add_argument_group("shapes")
-    shapes.add_argument("--max-length", type=int, metavar="N", help="longest input in tokens (default: the model's, to 512)")
+    shapes.add_argument(
+        "--max-length", type=int, metavar="N", help="longest input in tokens (default: the model's, to 512)"
+    )
     shapes.add_argument("--lengths", type=_lengths, metavar="N,N", help="the only sequence lengths; one: fixed")
     dynamic = shapes.add_mutually_exclusive_group()
     dynamic.add_argument("--dynamic", action="store_true", default=True, help="axes vary where they can (default)")
@@ -48,7 +50,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         from ..api import export_checkpoint
     except ImportError as error:
         raise RequestError(
-            f"Exporting needs packages that are not installed ({error}). Install them with: pip install 'palmtop[export]'"
+            f"Exporting needs packages that are not installed ({error}). "
+            "Install them with: pip install 'palmtop[export]'"
         ) from error
     with console.progress() as progress:
         result = export_checkpoint(
@@ -85,7 +88,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     for note in result.notes:
         console.warn(note)
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in result.seconds.items())
-    console.say(f"{result.path} written ({size(sum(file.size for file in result.manifest.files))}). Seconds: {seconds}.")
+    console.say(
+        f"{result.path} written ({size(sum(file.size for file in result.manifest.files))}). Seconds: {seconds}."
+    )
     return 0
 
 
@@ -93,7 +98,9 @@ def artifact_sizes(files: tuple, artifacts: tuple[Artifact, ...]) -> dict[str, i
     """Bytes of each artifact, by path (a package counts all of its files)."""
     return {
         artifact.path: sum(
-            file.size for file in files if file.role == "artifact" and file.path.startswith(artifact.path.split("/")[0] + "/")
+            file.size
+            for file in files
+            if file.role == "artifact" and file.path.startswith(artifact.path.split("/")[0] + "/")
         )
         for artifact in artifacts
     }
@@ -108,7 +115,9 @@ def show_report(console: Console, report: Report, sizes: dict[str, int]) -> None
         right=("size", "max error", "allowed", "cosine", "agreement"),
     )
     engines = {entry.target: entry.engine for entry in report.artifacts if entry.engine}
-    console.say(f"Reference: {report.reference}. Executed by: " + "; ".join(f"{t}: {e}" for t, e in engines.items()) + ".")
+    console.say(
+        f"Reference: {report.reference}. Executed by: " + "; ".join(f"{t}: {e}" for t, e in engines.items()) + "."
+    )
     for entry in report.artifacts:
         if entry.status == "not executed":
             console.warn(f"{entry.path}: converted, not executed. {entry.reason}")

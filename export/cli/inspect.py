@@ -23,7 +23,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         return 0
     source = found["source"]
     revision = f" at {source['revision']}" if source["revision"] else ""
-    console.say(f"{arguments.bundle}: {found['task']}, {source['id']}{revision} ({source['architecture']}), {size(found['size'])}")
+    console.say(
+        f"{arguments.bundle}: {found['task']}, {source['id']}{revision} ({source['architecture']}), "
+        f"{size(found['size'])}"
+    )
     console.say(f"license {source['license'] or 'not stated'}, identity {found['identity'][:16]}")
     made_by = ", ".join(f"{tool} {version}" for tool, version in found["producer"].items())
     console.say(f"made by {made_by}")
@@ -58,7 +61,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             console.say(f"  {delegate['name']}: {_listed(delegate['operations'])}")
         status = found["parity"].get("artifacts", {}).get(entry["target"], {})
         if status:
-            console.say(f"  parity at export: {status['status']}, cosine {status['cosine']}, executed by {status['engine']}")
+            console.say(
+                f"  parity at export: {status['status']}, cosine {status['cosine']}, executed by {status['engine']}"
+            )
     return 0
 
 
@@ -74,4 +79,6 @@ def _delegated(entry: dict[str, Any]) -> str:
 
 
 def _listed(operations: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(operations.items(), key=lambda item: (-item[1], item[0])))
+    return ", ".join(
+        f"{name} {count}" for name, count in sorted(operations.items(), key=lambda item: (-item[1], item[0]))
+    )

@@ -23,12 +23,16 @@ _SHOWN = 6
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="inputs (default: the lines of stdin)")
-    parser.add_argument("--target", metavar="TARGETS", help="which artifacts, or 'all' (default: the first that runs here)")
+    parser.add_argument(
+        "--target", metavar="TARGETS", help="which artifacts, or 'all' (default: the first that runs here)"
+    )
     parser.add_argument("--context", help="question answering: the passage that TEXT is asked about")
     parser.add_argument("--pair", metavar="TEXT", help="text classification: the second text of a pair")
     parser.add_argument("--choice", action="append", metavar="TEXT", help="multiple choice: an answer; repeat")
     parser.add_argument("--top-k", type=int, metavar="N", help="how many results, where the task ranks them")
-    parser.add_argument("--aggregate", metavar="STRATEGY", help="token classification: none, simple, first, average or max")
+    parser.add_argument(
+        "--aggregate", metavar="STRATEGY", help="token classification: none, simple, first, average or max"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the engine's choice)")
 
 
@@ -64,7 +68,9 @@ def _targets(asked: str | None, bundle: Bundle) -> list[str | None]:
 
 def _call(arguments: argparse.Namespace, task: str) -> Any:
     """A function of a pipeline and a text, with the options that this task takes; others are refused, not dropped."""
-    given = {name for name in ("context", "pair", "choice", "top_k", "aggregate") if getattr(arguments, name) is not None}
+    given = {
+        name for name in ("context", "pair", "choice", "top_k", "aggregate") if getattr(arguments, name) is not None
+    }
     takes = {
         "text-classification": {"pair", "top_k"},
         "token-classification": {"aggregate"},

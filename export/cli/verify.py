@@ -76,7 +76,9 @@ def _reference_cases(arguments: argparse.Namespace, bundle: Bundle) -> tuple[lis
         ) from error
     manifest = bundle.manifest
     if manifest.tokenizer is None:
-        raise RequestError("This bundle was made from a module, not a checkpoint: verify it against its golden vectors.")
+        raise RequestError(
+            "This bundle was made from a module, not a checkpoint: verify it against its golden vectors."
+        )
     source = open_source(
         arguments.reference,
         task=manifest.task,

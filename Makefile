@@ -1,0 +1,50 @@
+# palmtop: `make demo` and `make test` are all a fresh machine needs, with python3 (3.11) and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := build/intents.bundle
+SENTENCE ?= réveille-moi à sept heures
+
+.PHONY: demo test check format conformance bench install clean help
+
+help:
+	@echo "make demo         export the sample checkpoint to all formats, verify it, run a sentence through each"
+	@echo "make test         the test suite"
+	@echo "make check        ruff and mypy"
+	@echo "make conformance  coremltools' own operator tests, executed by palmtop's interpreter"
+	@echo "make bench        side-by-side measurements (docs/benchmarks.md)"
+
+install: $(STAMP)
+
+# torch first and by its exact version: a looser requirement can pull gigabytes of CUDA packages.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || (echo "palmtop needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (about two minutes, 2 GB)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[export,test,check]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/palmtop export sample_apps/checkpoints/intents -o $(DEMO) --force
+	$(BIN)/palmtop run $(DEMO) "$(SENTENCE)" --target all
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The folders are the packages palmtop.*; type checkers see them so through links under build/.
+check: $(STAMP)
+	@mkdir -p build/typing/palmtop
+	@for folder in export quantize runtime; do ln -sfn ../../../$$folder build/typing/palmtop/$$folder; done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=build/typing $(BIN)/mypy -p palmtop.runtime -p palmtop.quantize -p palmtop.export
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info
