@@ -39,5 +39,5 @@ def load(bundle: str | Path, target: str | None = None, threads: int | None = No
     pipeline_class(manifest)  # an unknown task is said before a large model is loaded
     if manifest.tokenizer is None:
         raise DamagedError(f"The task '{manifest.task}' needs a tokenizer, and this bundle has none. Export it again.")
-    tokenizer = Tokenizer.load(opened.root, manifest.tokenizer)
+    tokenizer = Tokenizer.open(opened.root / manifest.tokenizer.path, manifest.tokenizer)
     return make_pipeline(manifest, tokenizer, opened.open_session(target, threads))

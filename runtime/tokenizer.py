@@ -12,16 +12,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
 
 from .errors import DamagedError, RequestError
 from .manifest import Dim, TokenizerSpec
-
-if TYPE_CHECKING:
-    from .golden import GoldenCase
 
 Truncation = Literal["longest_first", "only_first", "only_second"]
 
@@ -81,9 +78,8 @@ class Tokenizer:
         backend.no_truncation()
 
     @classmethod
-    def load(cls, root: Path, spec: TokenizerSpec) -> Tokenizer:
-        """Read the tokenizer of the bundle at `root`. Raises DamagedError when it is missing or not one."""
-        folder = root / spec.path
+    def open(cls, folder: Path, spec: TokenizerSpec) -> Tokenizer:
+        """Read `tokenizer.json` of a folder. Raises DamagedError when it is missing or not one."""
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise DamagedError(f"{path} is missing. Export the bundle again.")
@@ -191,23 +187,6 @@ class Tokenizer:
             word_ids=[_pad_row(e.word_ids, size, None, self._left) for e in encodings],
             sequence_ids=[_pad_row(e.sequence_ids, size, None, self._left) for e in encodings],
             samples=np.array([window.sample for window in windows], np.int64),
-        )
-
-    def reproduces(self, case: GoldenCase) -> bool:
-        """Whether this tokenizer gives the ids, masks and offsets of a golden vector."""
-        assert case.text is not None
-        texts, pairs = [case.text], None if case.text_pair is None else [case.text_pair]
-        if case.choices is not None:
-            texts, pairs = [case.text] * len(case.choices), list(case.choices)
-        try:
-            found = self(texts, pairs, max_length=case.options.get("max_length"), length=case.options.get("pad_to"))
-        except RequestError:
-            return False
-        one = case.choices is None
-        offsets = found.offsets.tolist()
-        return (case.offsets is None or case.offsets == (offsets[0] if one else offsets)) and all(
-            name in found.inputs and np.array_equal(found.inputs[name][0] if one else found.inputs[name], expected)
-            for name, expected in case.encoding.items()
         )
 
     def padded_length(self, longest: int, length: Dim | int | None) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DamagedError, RequestError
+from ..preprocess import text_preparer
 from .base import Pipeline, listed
 
 
@@ -32,8 +32,11 @@ class SentenceSimilarity(Pipeline):
             RequestError: something that is not text, or a prompt that the checkpoint does not define.
         """
         items, single = listed(inputs, (str,), "a text")
-        before = self._prompt(prompt_name) if prompt is None else prompt
-        windows = self.tokenizer.encode([before + item for item in items], max_length=self.max_length)
+        settings = self.manifest.preprocess
+        if prompt is not None:
+            settings, prompt_name = {**settings, "prompts": {"": prompt}}, ""
+        prepare = text_preparer(settings, prompt_name)
+        windows = self.tokenizer.encode([prepare(item) for item in items], max_length=self.max_length)
         vectors = self.run_windows(windows, lambda outputs, _: outputs["sentence_embedding"], batch_size)
         if single:
             return vectors[0]
@@ -54,18 +57,6 @@ class SentenceSimilarity(Pipeline):
 
     def _vectors(self, given: Any) -> np.ndarray:
         return given if isinstance(given, np.ndarray) else self(given)
-
-    def _prompt(self, name: str | None) -> str:
-        prompts = self.manifest.preprocess.get("prompts") or {}
-        if name is None:
-            name = self.manifest.preprocess.get("default_prompt")
-            if name is None:
-                return ""
-            if name not in prompts:
-                raise DamagedError(f"The manifest's default prompt '{name}' is not one of its prompts.")
-        if name not in prompts:
-            raise RequestError(f"Unknown prompt '{name}'. Known: {', '.join(prompts) or 'none'}.")
-        return prompts[name]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -109,7 +109,7 @@ def torch_pipeline(
         postprocess=settings,
     )
     session = Session(artifact, TorchRunner(model, outputs))
-    return make_pipeline(manifest, Tokenizer.load(folder, spec), session)
+    return make_pipeline(manifest, Tokenizer.open(folder, spec), session)
 
 
 def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import sentence_transformers
-from palmtop.runtime.errors import DamagedError, RequestError
+from palmtop.runtime.errors import RequestError
 from palmtop.runtime.manifest import Dim
 from palmtop.runtime.pipelines import SentenceSimilarity, pipeline_class
 
@@ -79,10 +79,16 @@ def test_prompts_of_the_checkpoint_go_before_the_text(checkpoint):
     np.testing.assert_array_equal(pipeline("book", prompt_name="query"), bare("find the book"))
     np.testing.assert_array_equal(pipeline("book", prompt="a "), bare("a book"))
     np.testing.assert_array_equal(pipeline("book", prompt=""), bare("book"))
-    with pytest.raises(RequestError, match="Known: query, passage"):
+    with pytest.raises(RequestError, match="query, passage"):
         pipeline("book", prompt_name="title")
-    with pytest.raises(DamagedError, match="default prompt"):
-        torch_pipeline(folder, "sentence-similarity", preprocess={"default_prompt": "gone"})("book")
+
+
+def test_text_is_lowered_where_the_checkpoint_asks_for_it(checkpoint):
+    folder = checkpoint("roberta", "sentence-similarity")
+    bare = torch_pipeline(folder, "sentence-similarity")
+    lowering = torch_pipeline(folder, "sentence-similarity", preprocess={"lowercase": True})
+    np.testing.assert_array_equal(lowering("The BOOK"), bare("the book"))
+    np.testing.assert_array_equal(lowering("BOOK", prompt="The "), bare("the book"))
 
 
 def test_an_encoder_that_gives_sentence_vectors_is_read_as_one(checkpoint):
