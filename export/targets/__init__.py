@@ -64,7 +64,9 @@ def requested_axes(captured: Captured, options: Options) -> dict[str, Dim]:
         if symbol == "sequence" and options.lengths:
             axes[symbol] = Dim(symbol=symbol, values=options.lengths)
         elif not options.dynamic:
-            axes[symbol] = Dim(size=1) if symbol == "batch" else Dim(symbol=symbol, values=(dim.largest or dim.min or 1,))
+            axes[symbol] = (
+                Dim(size=1) if symbol == "batch" else Dim(symbol=symbol, values=(dim.largest or dim.min or 1,))
+            )
     return axes
 
 
@@ -98,6 +100,7 @@ def get_target(name: str) -> Target:
         module = importlib.import_module(f".{TARGETS[name]}", __name__)
     except ImportError as error:
         raise RequestError(
-            f"Target '{name}' needs a package that is not installed ({error}). Install it with: pip install 'palmtop[export]'"
+            f"Target '{name}' needs a package that is not installed ({error}). "
+            "Install it with: pip install 'palmtop[export]'"
         ) from error
     return module.TARGET

@@ -103,9 +103,7 @@ def _translate(captured: Captured) -> onnx_ir.Model:
     return exported.model
 
 
-def _attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
-):
+def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """Scaled dot-product attention in five operations, with no shape arithmetic.
 
     torchlib's own translation transposes the key through two reshapes and multiplies both query and key by the root of
