@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir import to_edge_transform_and_lower
+from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
 from ...runtime.backends.executorch import IDENTITY_METHOD
 from ...runtime.errors import RequestError
@@ -15,6 +15,7 @@ from ...runtime.manifest import Artifact, Dim
 from .. import hf
 from ..capture import Captured
 from . import Options, Target, UnsupportedOperation
+from .executorch_patches import quick
 from .executorch_rewrites import plain_reshapes, rewrite
 
 # ExecuTorch plans memory for the largest sizes. An axis without a bound gets this one.
@@ -60,12 +61,13 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
         raise RequestError("The ExecuTorch target writes fp32 only so far. Leave --quantize fp16 out for it.")
     captured = captured.specialize(_planned_axes(captured, artifact))
     program = captured.private_program()
-    with hf.executorch_patches(program), torch.no_grad():
+    with hf.executorch_patches(program), quick(), torch.no_grad():
         rewrite(program)
         edge = to_edge_transform_and_lower(
             program,
             transform_passes=[plain_reshapes],
             partitioner=[XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
             constant_methods=_constants(artifact, identity),
         )
         manager = edge.to_executorch()
