@@ -17,9 +17,9 @@ from .types import HELD, TensorType, Type
 class Feature:
     """One input, output or state of a model.
 
-    `kind` is "tensor", "image", "state", "label" (string or integer) or "dictionary". `shape` has None for each flexible
-    dimension; `ranges` gives (lowest, highest or None) for every dimension, `enumerated` the allowed shapes, when flexible.
-    For images the shape is that of the tensor in the program: (1, channels, height, width).
+    `kind` is "tensor", "image", "state", "label" (string or integer) or "dictionary". `shape` has None for each
+    flexible dimension; when flexible, `ranges` gives (lowest, highest or None) for every dimension or `enumerated` the
+    allowed shapes. For images the shape is that of the tensor in the program: (1, channels, height, width).
     """
 
     name: str
@@ -136,7 +136,7 @@ def read_feature(proto: Any, declared: Type | None) -> Feature:
 
 
 def _converted(feature: Feature, array: np.ndarray) -> np.ndarray:
-    """The array in the dtype that holds the feature. Lossless conversions, and narrower floats, are made; others refused."""
+    """The array in the dtype that holds the feature; conversions that lose more than float precision are refused."""
     held = HELD[feature.dtype]
     if array.dtype == held:
         return array

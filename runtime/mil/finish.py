@@ -75,4 +75,4 @@ def finisher(type: Type, *, exact: bool) -> Callable[[Any], Any]:
         finish = _float
     else:
         finish = _other(HELD[type.dtype])
-    return _shape_checked(finish, type.shape)
+    return finish if type.variadic else _shape_checked(finish, type.shape)

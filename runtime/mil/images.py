@@ -1,8 +1,8 @@
 """Images at the interface of a model.
 
-Core ML hands a program an image as a float tensor (1, channels, height, width) of values 0..255 in the declared channel
-order; scale and bias are operations of the program. PIL is not needed: any object with PIL's `mode`, `size` and `convert`
-is taken for an image.
+Core ML hands a program an image as a float tensor (1, channels, height, width) of values 0..255 in the declared
+channel order; scale and bias are operations of the program. PIL is not needed: any object with PIL's `mode` and
+`convert` is taken for an image.
 """
 
 from __future__ import annotations

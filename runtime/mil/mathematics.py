@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 _BLOCK = 1 << 13
+_GELU_BLOCK = 1 << 15
+_ONE, _HALF = np.float32(1), np.float32(0.5)
 
 # erf(x) = x + x * p(x^2) for |x| < 1 and 1 - exp(q(|x|)) beyond, q being ln(erfc). Both polynomials are our own
 # minimax fits (weighted least squares with Lawson's iteration against Python's math.erf and math.erfc); the split is
@@ -62,18 +64,40 @@ def erf(x: np.ndarray) -> np.ndarray:
     return result.reshape(np.shape(x))
 
 
+# erf(x / sqrt 2) = tanh(x * r(x^2)): one formula for all x, so half the work of the above where only
+# x * (1 + erf) is needed. Our own minimax fit of atanh(erf(x / sqrt 2)) / x up to where erf rounds to 1. The largest
+# error of gelu for positive x is 1.8 units in the last place (PyTorch's vectorised gelu, measured the same way: 4.9).
+_GELU = (
+    -4.53096675e-12,
+    2.97792624e-10,
+    -5.68984593e-09,
+    -4.11362393e-08,
+    3.38045743e-06,
+    -5.33585262e-05,
+    -3.5735553e-05,
+    0.0363351479,
+    0.797884583,
+)
+_GELU32 = tuple(np.float32(c) for c in _GELU)
+_GELU_LIMIT = np.float32(30.7328)  # 2 * 3.92^2
+
+
 def gelu(x: np.ndarray) -> np.ndarray:
     """x * (1 + erf(x / sqrt 2)) / 2, float32 in and out."""
-    flat, result, (a, b) = _blocks(x)
-    scaled = np.empty(a.size, np.float32)
-    for start in range(0, flat.size, _BLOCK):
-        part = flat[start : start + _BLOCK]
-        out, unit = result[start : start + _BLOCK], scaled[: part.size]
-        np.multiply(part, np.float32(np.sqrt(0.5)), out=unit)
-        _erf_block(unit, out, a[: part.size], b[: part.size])
-        out += 1
-        np.multiply(part, np.float32(0.5), out=unit)
-        out *= unit
+    flat = np.ascontiguousarray(x, np.float32).reshape(-1)
+    result = np.empty_like(flat)
+    square = np.empty(min(_GELU_BLOCK, flat.size), np.float32)
+    for start in range(0, flat.size, _GELU_BLOCK):
+        part, out = flat[start : start + _GELU_BLOCK], result[start : start + _GELU_BLOCK]
+        t = square[: part.size]
+        np.multiply(part, part, out=t)
+        np.minimum(t, _GELU_LIMIT, out=t)
+        _horner(_GELU32, t, out)
+        out *= part
+        np.tanh(out, out=out)
+        out += _ONE
+        np.multiply(part, _HALF, out=t)
+        out *= t
     return result.reshape(np.shape(x))
 
 

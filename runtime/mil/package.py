@@ -1,7 +1,8 @@
 """Opening an `.mlpackage`: its manifest, the model specification in it, and the weight files it refers to.
 
-A package is a folder with `Manifest.json` (item identifiers and their paths under `Data/`; `rootModelIdentifier` names the
-model). Weight files are named `@model_path/...`, relative to the folder of the model. Nothing outside the package is opened.
+A package is a folder with `Manifest.json` (item identifiers and their paths under `Data/`; `rootModelIdentifier` names
+the model). Weight files are named `@model_path/...`, relative to the folder of the model. Nothing outside the package
+is opened.
 """
 
 from __future__ import annotations

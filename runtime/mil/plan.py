@@ -1,8 +1,8 @@
 """Compiling a function of an ML Program into a flat list of steps over numbered slots.
 
 Names, argument bindings, opset versions, declared types and lifetimes are all resolved here, once, so that executing a
-step costs little more than calling its function. Anything wrong with the program is found here as well, before a number is
-computed.
+step costs little more than calling its function. Anything wrong with the program is found here as well, before a number
+is computed.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ arrives as a float32 array of fp16-representable numbers and results are rounded
 executor, so that operations are written once, in fp32. Integers and booleans arrive in their declared dtype, strings as
 `str`, a tuple of tensors as `tuple`.
 
-A function with a keyword-only parameter `out` is given the declared output types (a tuple of `types.TensorType`: `.dtype`
-is a name such as "fp16", `.shape` a
-tuple with None where unknown).
+A function with a keyword-only parameter `out` is given the declared output types (a tuple of `types.TensorType`:
+`.dtype` is a name such as "fp16", `.shape` a tuple with None where unknown).
 """
 
 from __future__ import annotations

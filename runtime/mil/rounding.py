@@ -1,7 +1,7 @@
 """Rounding fp32 results to fp16, the one place where a declared half precision changes a number.
 
-Round to nearest, ties to even, subnormals kept, infinity from 65520 on: IEEE 754 binary16, which is what Apple's CPU, GPU
-and Neural Engine store. Apple does not say where in an operation it rounds; here it is once, at its end.
+Round to nearest, ties to even, subnormals kept, infinity from 65520 on: IEEE 754 binary16, which is what Apple's CPU,
+GPU and Neural Engine store. Apple does not say where in an operation it rounds; here it is once, at its end.
 """
 
 from __future__ import annotations

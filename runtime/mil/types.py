@@ -67,10 +67,14 @@ MAX_RANK = 32
 
 @dataclass(frozen=True)
 class TensorType:
-    """A tensor (rank 0: a scalar): dtype name and shape, with None for a dimension not known until execution."""
+    """A tensor (rank 0: a scalar): dtype name and shape, with None for a dimension not known until execution.
+
+    `variadic` says that not even the rank is known; the shape is then meaningless.
+    """
 
     dtype: str
     shape: tuple[int | None, ...]
+    variadic: bool = False
 
     @property
     def is_float(self) -> bool:
@@ -82,7 +86,8 @@ class TensorType:
         return math.prod(d for d in self.shape if d is not None)
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+        dimensions = "..." if self.variadic else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.dtype}[{dimensions}]"
 
 
 @dataclass(frozen=True)
@@ -135,12 +140,8 @@ def data_type(number: int, name: str) -> str:
     raise DamagedError(f"{name}: unknown data type number {number}")
 
 
-def _dimension(dimension: Any, name: str) -> int | None:
-    if dimension.WhichOneof("dimension") == "constant":
-        return int(dimension.constant.size)
-    if dimension.unknown.variadic:
-        raise UnsupportedError(f"{name}: variadic ranks cannot be executed")
-    return None
+def _dimension(dimension: Any) -> int | None:
+    return int(dimension.constant.size) if dimension.WhichOneof("dimension") == "constant" else None
 
 
 def read_type(proto: Any, name: str) -> Type:
@@ -151,12 +152,13 @@ def read_type(proto: Any, name: str) -> Type:
         dtype = data_type(tensor.dataType, name)
         if tensor.rank != len(tensor.dimensions) or tensor.rank > MAX_RANK:
             raise DamagedError(f"{name}: declares rank {tensor.rank} with {len(tensor.dimensions)} dimensions")
-        result = TensorType(dtype, tuple(_dimension(d, name) for d in tensor.dimensions))
+        variadic = any(d.unknown.variadic for d in tensor.dimensions)
+        result = TensorType(dtype, tuple(_dimension(d) for d in tensor.dimensions), variadic)
         if result.count > MAX_ELEMENTS:
             raise DamagedError(f"{name}: declares {result}, more elements than any model can hold")
         return result
     if kind == "listType":
-        return ListType(read_type(proto.listType.type, name), _dimension(proto.listType.length, name))
+        return ListType(read_type(proto.listType.type, name), _dimension(proto.listType.length))
     if kind == "dictionaryType":
         return DictType(read_type(proto.dictionaryType.keyType, name), read_type(proto.dictionaryType.valueType, name))
     if kind == "tupleType":

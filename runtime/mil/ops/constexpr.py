@@ -1,7 +1,7 @@
 """Compressed weights: operations on constants, executed once when a program is first run.
 
-Definitions: coremltools' iOS16/constexpr_ops.py and iOS18/compression.py. Arithmetic is in fp32 with one rounding to the
-declared type, which gives bit for bit what `coremltools.optimize.coreml.decompress_weights` writes.
+Definitions: coremltools' iOS16/constexpr_ops.py and iOS18/compression.py. Arithmetic is in fp32 with one rounding to
+the declared type, which gives bit for bit what `coremltools.optimize.coreml.decompress_weights` writes.
 """
 
 from __future__ import annotations

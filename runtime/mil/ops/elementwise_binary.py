@@ -71,7 +71,7 @@ def mod(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @op("pow")
 def power(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x ** y. A negative base with a broken exponent gives NaN; integers go through fp64 and are cut to whole numbers."""
+    """x ** y. A negative base with a broken exponent gives NaN; integers go through fp64 and are truncated."""
     x = np.asarray(x)
     if x.dtype.kind in "iu":
         return np.trunc(np.power(x.astype(np.float64), y)).astype(x.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..registry import op
+from ..types import HELD, TensorType
 
 
 @op("linear")
@@ -27,13 +28,24 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
 
 
 @op("matmul")
-def matmul(x: np.ndarray, y: np.ndarray, transpose_x: bool = False, transpose_y: bool = False) -> np.ndarray:
-    """x @ y with numpy's broadcasting; a transposition swaps the last two dimensions and leaves vectors alone."""
+def matmul(
+    x: np.ndarray,
+    y: np.ndarray,
+    transpose_x: bool = False,
+    transpose_y: bool = False,
+    *,
+    out: tuple[TensorType, ...],
+) -> np.ndarray:
+    """x @ y with numpy's broadcasting; a transposition swaps the last two dimensions and leaves vectors alone.
+
+    From iOS 17 one factor may be an integer and the other a float constant: computed in fp64, cut to whole numbers.
+    """
     if transpose_x and x.ndim > 1:
         x = np.swapaxes(x, -1, -2)
     if transpose_y and y.ndim > 1:
         y = np.swapaxes(y, -1, -2)
-    return np.matmul(x, y)
+    product = np.matmul(x, y)
+    return product if out[0].is_float or product.dtype.kind != "f" else np.trunc(product).astype(HELD[out[0].dtype])
 
 
 @op("einsum", variadic=("values",))

@@ -9,6 +9,8 @@ import numpy as np
 from ..registry import op
 from ..types import HELD, TensorType
 
+_ZERO, _ZERO_INT, _ONE_INT = np.float32(0), np.int32(0), np.int32(1)
+
 
 def _ints(values: Any) -> list[int]:
     return [int(v) for v in np.atleast_1d(values)]
@@ -21,13 +23,13 @@ def shape(x: np.ndarray, *, out: tuple[TensorType, ...]) -> np.ndarray:
 
 
 @op("fill", exact=True)
-def fill(shape: np.ndarray, value: Any = np.float32(0)) -> np.ndarray:
+def fill(shape: np.ndarray, value: Any = _ZERO) -> np.ndarray:
     """A tensor of `shape` filled with `value`."""
     return np.full(_ints(shape), value)
 
 
 @op("fill_like", since="ios16", exact=True)
-def fill_like(ref_tensor: np.ndarray, value: Any = np.float32(0)) -> np.ndarray:
+def fill_like(ref_tensor: np.ndarray, value: Any = _ZERO) -> np.ndarray:
     """A tensor of the shape of `ref_tensor` filled with `value`."""
     return np.full(ref_tensor.shape, value)
 
@@ -46,8 +48,8 @@ def one_hot(
     indices: np.ndarray,
     one_hot_vector_size: int,
     axis: int = -1,
-    on_value: Any = np.int32(1),
-    off_value: Any = np.int32(0),
+    on_value: Any = _ONE_INT,
+    off_value: Any = _ZERO_INT,
 ) -> np.ndarray:
     """`on_value` where the new dimension equals the index, `off_value` elsewhere and for indices out of range."""
     indices = np.asarray(indices)
@@ -99,7 +101,7 @@ _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
 @op("pad", exact=True)
-def pad(x: np.ndarray, pad: np.ndarray, mode: str = "constant", constant_val: Any = np.float32(0)) -> np.ndarray:
+def pad(x: np.ndarray, pad: np.ndarray, mode: str = "constant", constant_val: Any = _ZERO) -> np.ndarray:
     """x with pad[2i] elements before and pad[2i + 1] after each of its last dimensions.
 
     "reflect" does not repeat the border element, "replicate" repeats nothing else (PyTorch's meaning of both).

@@ -31,11 +31,24 @@ def transpose(x: np.ndarray, perm: np.ndarray) -> np.ndarray:
 
 @op("reshape", exact=True)
 def reshape(x: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """x with another shape; -1 is inferred, 0 keeps the dimension of x at that place (when the ranks are equal)."""
+    """x with another shape; -1 is inferred, 0 keeps the dimension of x at that place (the ranks must be equal)."""
     x = np.asarray(x)
     target = _ints(shape)
-    if 0 in target and len(target) == x.ndim:
+    if 0 in target and x.size:
+        if len(target) != x.ndim:
+            raise ValueError(f"a shape with 0, {target}, needs the rank of x, {x.ndim}")
         target = [d or x.shape[i] for i, d in enumerate(target)]
+    return x.reshape(target)
+
+
+@op("reshape", since="ios17", exact=True)
+def reshape_ios17(x: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """The same, but a 0 keeps the dimension of x at that place counted from the last; 1 where x has none there."""
+    x = np.asarray(x)
+    target = _ints(shape)
+    if 0 in target and x.size:
+        missing = len(target) - x.ndim
+        target = [d or (x.shape[i - missing] if i >= missing else 1) for i, d in enumerate(target)]
     return x.reshape(target)
 
 

@@ -1,0 +1,90 @@
+"""pytest plugin: tests that ship in coremltools' wheel execute their predictions through palmtop's interpreter.
+
+Off a Mac those tests convert a model and stop, because `MLModel.predict` raises. With this plugin `predict` runs the
+saved package in `palmtop.runtime.mil`, and the values that the tests' authors expect are compared.
+
+Environment: CONFORMANCE_PER=N keeps N parameter sets of each test function (drawn with a fixed seed, the same in every
+process), CONFORMANCE_OUT=FILE receives one JSON document with the outcome of every test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import coremltools._deps as dependencies
+import coremltools.models.model as model_module
+import coremltools.models.utils as model_utils
+import numpy as np
+import pytest
+from palmtop.runtime.mil import Program
+
+# The tests compare values only where Core ML could run: say that this is a Mac of the newest release they know.
+model_utils._macos_version = lambda: (15, 9)
+dependencies._IS_MACOS = True
+
+_predictions = 0
+_outcomes: dict[str, dict[str, Any]] = {}
+
+
+def _program(model: Any) -> Program:
+    if getattr(model, "_palmtop_program", None) is None:
+        model._palmtop_program = Program.load(model.package_path, function=model.function_name)
+    return model._palmtop_program
+
+
+def _predict(self: Any, data: dict[str, Any], state: Any = None) -> dict[str, Any]:
+    global _predictions
+    if self._spec.WhichOneof("Type") != "mlProgram":
+        pytest.skip("not an ML Program")
+    _predictions += 1
+    outputs = _program(self).predict(data, state=state)
+    # Core ML has no rank 0 at its interface.
+    return {k: v.reshape(1) if isinstance(v, np.ndarray) and v.ndim == 0 else v for k, v in outputs.items()}
+
+
+model_module.MLModel.predict = _predict
+model_module.MLModel.make_state = lambda self: _program(self).new_state()
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    kept = [i for i in items if "neuralnetwork" not in i.nodeid and "tensorflow" not in i.nodeid.lower()]
+    per = int(os.environ.get("CONFORMANCE_PER", "0"))
+    if per:
+        groups = defaultdict(list)
+        for item in kept:
+            groups[item.nodeid.split("[")[0]].append(item)
+        draw = random.Random(0)
+        kept = [i for group in groups.values() for i in (group if len(group) <= per else draw.sample(group, per))]
+    items[:] = kept
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: Any) -> Any:
+    before = _predictions
+    yield
+    item.user_properties.append(("predictions", _predictions - before))
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """Runs in the process that reports: the only one, or the controller of pytest-xdist."""
+    entry = _outcomes.setdefault(report.nodeid, {"outcome": "passed", "why": "", "predictions": 0})
+    if report.when == "call":
+        entry["predictions"] += sum(n for name, n in report.user_properties if name == "predictions")
+    if hasattr(report, "wasxfail"):
+        entry["outcome"], entry["why"] = "xfailed" if report.skipped else "xpassed", report.wasxfail
+    elif report.skipped:
+        entry["outcome"], entry["why"] = "skipped", report.longrepr[2].removeprefix("Skipped: ")
+    elif report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        entry["outcome"], entry["why"] = "failed", (crash.message if crash else str(report.longrepr))[:600]
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    target = os.environ.get("CONFORMANCE_OUT")
+    if target and not hasattr(session.config, "workerinput"):
+        Path(target).write_text(json.dumps(_outcomes), encoding="utf-8")
