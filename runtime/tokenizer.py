@@ -124,7 +124,7 @@ class Tokenizer:
             sequences = list(zip(sequences, [_checked(text, False) for text in pairs], strict=True))
         if not sequences:
             return []
-        settings = None
+        settings: dict[str, Any] | None = None
         if truncation is not None:
             max_length = max_length or self.spec.max_length
             self._check_room(sequences, pairs is not None, max_length, truncation, stride, add_special_tokens)
@@ -134,12 +134,10 @@ class Tokenizer:
             with self._lock:
                 self._set_truncation(settings)
                 if len(sequences) == 1:  # the batch call costs a thread pool
-                    pair = sequences[0] if pairs is not None else (sequences[0],)
-                    found = [self._backend.encode(*pair, is_pretokenized=words, add_special_tokens=add_special_tokens)]
+                    one, other = sequences[0] if pairs is not None else (sequences[0], None)
+                    found = [self._backend.encode(one, other, words, add_special_tokens)]
                 else:
-                    found = self._backend.encode_batch(
-                        sequences, is_pretokenized=words, add_special_tokens=add_special_tokens
-                    )
+                    found = self._backend.encode_batch(sequences, words, add_special_tokens)
         except BaseException as error:
             # The library raises bare Exception, and aborts in its Rust part arrive as a BaseException.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -216,8 +214,8 @@ class Tokenizer:
         return decoder.decode(list(tokens)) if decoder is not None else " ".join(tokens)
 
     def token(self, token_id: int) -> str:
-        """The token of an id, as it stands in the vocabulary."""
-        return self._backend.id_to_token(token_id)
+        """The token of an id, as it stands in the vocabulary; empty for rows that models have beyond it."""
+        return self._backend.id_to_token(token_id) or ""
 
     def token_id(self, token: str) -> int | None:
         """The id of a token of the vocabulary; None when it has no such token."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any
 
 from ..errors import RequestError
 from ..results import Label
@@ -16,10 +16,6 @@ class TextClassification(Pipeline):
     task = "text-classification"
     outputs = ("logits",)
 
-    @overload
-    def __call__(self, inputs: str | dict[str, str], **options: Any) -> list[Label]: ...
-    @overload
-    def __call__(self, inputs: list[Any], **options: Any) -> list[list[Label]]: ...
     def __call__(
         self,
         inputs: Any,
