@@ -44,33 +44,32 @@ def _folded(points: np.ndarray, size: int, mode: str) -> np.ndarray:
     return np.clip(points, 0, size - 1)
 
 
-def _taken(x: np.ndarray, rows: np.ndarray, columns: np.ndarray, padding: float) -> np.ndarray:
-    """x [b, c, h, w] at integer rows and columns [b, p] -> [b, c, p]; `padding` outside of the image."""
-    height, width = x.shape[-2:]
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    index = np.where(inside, rows * width + columns, 0).astype(np.intp)
-    values = np.take_along_axis(x.reshape(*x.shape[:2], -1), index[:, None], axis=2)
-    if not inside.all():
-        values = np.where(inside[:, None], values, np.float32(padding))
+def _taken(pixels: np.ndarray, width: int, rows: np.ndarray, columns: np.ndarray, padding: float) -> np.ndarray:
+    """pixels [h * w, c] at integer rows and columns [p] -> [p, c]; `padding` outside of the image."""
+    inside = (rows >= 0) & (rows < len(pixels) // width) & (columns >= 0) & (columns < width)
+    values = pixels[np.where(inside, rows * width + columns, 0).astype(np.intp)]
+    values[~inside] = padding
     return values
 
 
-def _sampled(x: np.ndarray, rows: np.ndarray, columns: np.ndarray, mode: str, padding: float) -> np.ndarray:
-    """x [b, c, h, w] at pixel coordinates [b, p] -> [b, c, p], by bilinear interpolation or the nearest pixel.
+def _sampled(image: np.ndarray, rows: np.ndarray, columns: np.ndarray, mode: str, padding: float) -> np.ndarray:
+    """image [c, h, w] at pixel coordinates [p] -> [c, p], by bilinear interpolation or the nearest pixel.
 
     The nearest pixel rounds ties to even (coremltools' tests; PyTorch does the same).
     """
+    channels, _, width = image.shape
+    pixels = np.ascontiguousarray(image.reshape(channels, -1).T)  # whole pixels are read faster than single values
     if mode == "nearest":
-        return _taken(x, np.rint(rows), np.rint(columns), padding)
+        return _taken(pixels, width, np.rint(rows), np.rint(columns), padding).T
     if mode != "bilinear":
         raise ValueError(f'sampling_mode "{mode}" is neither "bilinear" nor "nearest"')
     top, left = np.floor(rows), np.floor(columns)
     down, right = (rows - top)[:, None], (columns - left)[:, None]
-    result = _taken(x, top, left, padding) * ((1 - down) * (1 - right))
-    result += _taken(x, top, left + 1, padding) * ((1 - down) * right)
-    result += _taken(x, top + 1, left, padding) * (down * (1 - right))
-    result += _taken(x, top + 1, left + 1, padding) * (down * right)
-    return result
+    result = _taken(pixels, width, top, left, padding) * ((1 - down) * (1 - right))
+    result += _taken(pixels, width, top, left + 1, padding) * ((1 - down) * right)
+    result += _taken(pixels, width, top + 1, left, padding) * (down * (1 - right))
+    result += _taken(pixels, width, top + 1, left + 1, padding) * (down * right)
+    return result.T
 
 
 @op("resample")
@@ -95,7 +94,9 @@ def resample(
     for axis, size in ((1, x.shape[2]), (0, x.shape[3])):
         pixels = _pixels(points[..., axis], size, coordinates_mode.lower(), bool(align_corners))
         located.append(_folded(pixels, size, padding_mode.lower()))
-    result = _sampled(x, located[0], located[1], sampling_mode.lower(), float(padding_value))
+    result = np.empty((batch, x.shape[1], height * width), np.float32)
+    for n, (image, rows, columns) in enumerate(zip(x, *located, strict=True)):
+        result[n] = _sampled(image, rows, columns, sampling_mode.lower(), float(padding_value))
     return result.reshape(batch, x.shape[1], height, width)
 
 
