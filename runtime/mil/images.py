@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RequestError
+from ..errors import DamagedError, RequestError
 
 
 def image_to_tensor(name: str, image: Any, color_space: str) -> np.ndarray:
@@ -27,3 +27,20 @@ def image_to_tensor(name: str, image: Any, color_space: str) -> np.ndarray:
     if color_space == "BGR":
         pixels = pixels[..., ::-1]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def tensor_to_image(name: str, tensor: np.ndarray, color_space: str) -> np.ndarray:
+    """An image output as pixels: (height, width, 3) uint8 in RGB order, (height, width) uint8, or float16 for
+    GRAYSCALE_FLOAT16.
+
+    8-bit values are rounded (ties to even) and clipped to 0..255; how Core ML rounds is not documented.
+    """
+    channels = 1 if color_space.startswith("GRAYSCALE") else 3
+    if tensor.ndim != 4 or tensor.shape[:2] != (1, channels):
+        raise DamagedError(f"output {name}: a {color_space} image cannot be made of a tensor of {list(tensor.shape)}")
+    if color_space == "GRAYSCALE_FLOAT16":
+        return tensor[0, 0].astype(np.float16)
+    pixels = np.nan_to_num(np.clip(np.rint(tensor[0].astype(np.float32)), 0, 255)).astype(np.uint8)
+    if channels == 1:
+        return pixels[0]
+    return np.ascontiguousarray((pixels[::-1] if color_space == "BGR" else pixels).transpose(1, 2, 0))

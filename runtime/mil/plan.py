@@ -203,12 +203,14 @@ class Compiler:
         self, info: OperationInfo, bindings: dict[str, list[tuple[int, Type]]], types: tuple[Type, ...], what: str
     ) -> Step:
         operation = self._find(info, what)
-        unknown = bindings.keys() - operation.parameters
+        unknown = bindings.keys() - set(operation.parameters)
         if unknown and not operation.takes_any:
             raise DamagedError(f"{what}: has no input called {sorted(unknown)[0]}")
         missing = operation.required - bindings.keys()
         if missing:
             raise DamagedError(f"{what}: its input {sorted(missing)[0]} is missing")
+        order = {name: i for i, name in enumerate(operation.parameters)}
+        bindings = dict(sorted(bindings.items(), key=lambda item: order.get(item[0], len(order))))
         several = {k for k, v in bindings.items() if len(v) != 1} | (bindings.keys() & operation.variadic)
         narrow = operation.exact and all(
             t.dtype == "fp16" for v in bindings.values() for _, t in v if isinstance(t, TensorType) and t.is_float

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import DamagedError, RequestError
 from .execute import Observer, Run, run_block
 from .features import Feature, feed, read_feature
+from .images import tensor_to_image
 from .package import Package
 from .plan import Compiler, OperationInfo, Plan, state_types
 from .state import Cell, State
@@ -74,7 +75,7 @@ class Program:
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...] | None]:
-        return {name: feature.fixed_shape for name, feature in self.output_features.items()}
+        return {name: _returned_shape(feature) for name, feature in self.output_features.items()}
 
     @property
     def operations(self) -> tuple[OperationInfo, ...]:
@@ -101,8 +102,9 @@ class Program:
             precision: "declared", or "fp32" to leave out the rounding of values declared fp16; default as loaded.
 
         Returns:
-            name -> numpy array in the declared dtype (fp16 as float32 with precision="fp32"); for classifiers also the
-            label (str or int) and a dict label -> probability.
+            name -> numpy array in the declared dtype (fp16 as float32 with precision="fp32"); an image as uint8
+            (height, width, 3) in RGB order or (height, width); for classifiers the label (str or int) and a dict
+            label -> probability.
 
         Raises:
             RequestError: an input or the state is missing, unknown, or of a wrong shape or dtype.
@@ -119,10 +121,13 @@ class Program:
         with np.errstate(all="ignore"):  # overflow and NaN are results here, not accidents
             values = run_block(self._plan.body, Run(frame, wide, observer))
         kept = [*entering.values(), *(cell.value for cell in state or ())]
-        return {
-            name: _leave(value, type, wide, kept)
-            for name, type, value in zip(self._plan.output_names, self._plan.output_types, values, strict=True)
-        }
+        results = {}
+        for name, type, value in zip(self._plan.output_names, self._plan.output_types, values, strict=True):
+            color_space = self.output_features[name].color_space
+            results[name] = (
+                tensor_to_image(name, value, color_space) if color_space else _leave(value, type, wide, kept)
+            )
+        return results
 
     def _template(self) -> list[Any]:
         """A frame with every constant in place, decoded and decompressed once."""
@@ -156,6 +161,13 @@ class Program:
             assert state is not None
             values[name] = state.cell(name, type)
         return values
+
+
+def _returned_shape(feature: Feature) -> tuple[int, ...] | None:
+    shape = feature.fixed_shape
+    if feature.kind == "image" and shape is not None and len(shape) == 4:
+        return shape[2:] if shape[1] == 1 else (*shape[2:], shape[1])
+    return shape if feature.kind == "tensor" else None
 
 
 def _check_precision(precision: str) -> str:

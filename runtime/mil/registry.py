@@ -31,7 +31,7 @@ class Operation:
     name: str
     since: int
     run: Callable[..., Any]
-    parameters: frozenset[str]
+    parameters: tuple[str, ...]
     required: frozenset[str]
     takes_out: bool
     takes_any: bool  # **kwargs: operations with a free set of inputs
@@ -63,7 +63,7 @@ def op(name: str, since: str = "ios15", exact: bool = False, variadic: tuple[str
                 name,
                 release,
                 run,
-                frozenset(p.name for p in named),
+                tuple(p.name for p in named),
                 frozenset(p.name for p in named if p.default is p.empty),
                 takes_out=any(p.name == "out" for p in signature),
                 takes_any=any(p.kind is p.VAR_KEYWORD for p in signature),

@@ -3,17 +3,21 @@
 Off a Mac those tests convert a model and stop, because `MLModel.predict` raises. With this plugin `predict` runs the
 saved package in `palmtop.runtime.mil`, and the values that the tests' authors expect are compared.
 
-Environment: CONFORMANCE_PER=N keeps N parameter sets of each test function (drawn with a fixed seed, the same in every
-process), CONFORMANCE_OUT=FILE receives one JSON document with the outcome of every test.
+Environment: CONFORMANCE_PER=N keeps N parameter sets of each test function and CONFORMANCE_TOTAL=N then keeps N tests
+(drawn with a fixed seed, the same in every process); CONFORMANCE_OUT=FILE receives one JSON document with the outcome of
+every test.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
+import sys
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import coremltools._deps as dependencies
@@ -21,11 +25,24 @@ import coremltools.models.model as model_module
 import coremltools.models.utils as model_utils
 import numpy as np
 import pytest
+from PIL import Image
 from palmtop.runtime.mil import Program
 
 # The tests compare values only where Core ML could run: say that this is a Mac of the newest release they know.
 model_utils._macos_version = lambda: (15, 9)
 dependencies._IS_MACOS = True
+
+class _Absent(ModuleType):
+    """A module that is not installed: tests that reach for anything in it are skipped."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        pytest.skip(f"{self.__name__} is not installed")
+
+
+if importlib.util.find_spec("torchvision") is None:
+    sys.modules["torchvision"] = _Absent("torchvision")
 
 _predictions = 0
 _outcomes: dict[str, dict[str, Any]] = {}
@@ -42,9 +59,17 @@ def _predict(self: Any, data: dict[str, Any], state: Any = None) -> dict[str, An
     if self._spec.WhichOneof("Type") != "mlProgram":
         pytest.skip("not an ML Program")
     _predictions += 1
-    outputs = _program(self).predict(data, state=state)
-    # Core ML has no rank 0 at its interface.
-    return {k: v.reshape(1) if isinstance(v, np.ndarray) and v.ndim == 0 else v for k, v in outputs.items()}
+    program = _program(self)
+    outputs = program.predict(data, state=state)
+    return {name: _as_coremltools_gives_it(program, name, value) for name, value in outputs.items()}
+
+
+def _as_coremltools_gives_it(program: Program, name: str, value: Any) -> Any:
+    """Images as PIL images, in colour with an opaque alpha channel; no rank 0, which Core ML's interface lacks."""
+    if program.output_features[name].kind == "image":
+        image = Image.fromarray(value.astype(np.float32) if value.dtype == np.float16 else value)
+        return image.convert("RGBA") if image.mode == "RGB" else image
+    return value.reshape(1) if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 model_module.MLModel.predict = _predict
@@ -60,6 +85,10 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
             groups[item.nodeid.split("[")[0]].append(item)
         draw = random.Random(0)
         kept = [i for group in groups.values() for i in (group if len(group) <= per else draw.sample(group, per))]
+    total = int(os.environ.get("CONFORMANCE_TOTAL", "0"))
+    if 0 < total < len(kept):
+        chosen = set(random.Random(1).sample(range(len(kept)), total))
+        kept = [item for i, item in enumerate(kept) if i in chosen]
     items[:] = kept
 
 
@@ -82,6 +111,12 @@ def pytest_runtest_logreport(report: Any) -> None:
     elif report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
         entry["outcome"], entry["why"] = "failed", (crash.message if crash else str(report.longrepr))[:600]
+
+
+def pytest_collectreport(report: Any) -> None:
+    if report.failed:
+        lines = str(report.longrepr).strip().splitlines()
+        _outcomes[report.nodeid] = {"outcome": "not collected", "why": lines[-1] if lines else "", "predictions": 0}
 
 
 def pytest_sessionfinish(session: Any) -> None:

@@ -51,8 +51,10 @@ def wheel() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def run(suite: str, per: int, workers: int, only: str | None, timeout: int) -> Outcomes:
-    """Outcome of every test of a suite, by its name relative to the wheel."""
+def run(
+    suite: str, per: int = 0, workers: int = 1, only: str | None = None, timeout: int = 120, total: int = 0
+) -> Outcomes:
+    """Outcome of every test of a suite, by its name relative to the wheel; `per` and `total` draw a sample."""
     folder = wheel()
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "outcomes.json"
@@ -60,10 +62,11 @@ def run(suite: str, per: int, workers: int, only: str | None, timeout: int) -> O
             "CONFORMANCE_OUT": str(out),
             "CONFORMANCE_PER": str(per),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(HERE),
+            "CONFORMANCE_TOTAL": str(total),
+            "PYTHONPATH": os.pathsep.join(p for p in (str(HERE), os.environ.get("PYTHONPATH")) if p),
         }
         command = [sys.executable, "-m", "pytest", "-p", "plugin", "-p", "no:cacheprovider", "-q", "-W", "ignore"]
-        command += ["--tb=line", "--no-header", f"--timeout={timeout}", "--rootdir", str(folder), "-c", os.devnull]
+        command += ["--tb=line", "--no-header", "--continue-on-collection-errors", f"--timeout={timeout}", "--rootdir", str(folder), "-c", os.devnull]
         command += ["-n", str(workers)] if workers > 1 else []
         command += ["-k", only] if only else []
         command += [str(folder / part) for part in SUITES[suite]]
@@ -107,11 +110,15 @@ def report(outcomes: Outcomes, suite: str, per: int) -> str:
     ]
     files: dict[str, Counter[str]] = defaultdict(Counter)
     for test, entry in outcomes.items():
+        if entry["outcome"] == "not collected":
+            continue
         files[test.split("::")[0]][entry["outcome"]] += 1
     for file, counts in sorted(files.items()):
         short = file.removeprefix("converters/mil/mil/ops/tests/").removeprefix("converters/mil/frontend/torch/test/")
         expected = counts["xfailed"] + counts["xpassed"]
         lines.append(f"| {short} | {counts['passed']} | {counts['failed']} | {counts['skipped']} | {expected} |")
+    absent = sorted(test for test, entry in outcomes.items() if entry["outcome"] == "not collected")
+    lines += [f"\nNot collected: `{test.rsplit('/', 1)[-1]}` ({outcomes[test]['why']})" for test in absent]
     lines += ["", "### Failures", ""]
     by_reason: dict[str | None, list[str]] = defaultdict(list)
     for test, why in failures.items():
@@ -135,13 +142,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, default="ops")
     parser.add_argument("--per", type=int, default=0, help="parameter sets of each test function; 0: all")
+    parser.add_argument("--total", type=int, default=0, help="at most this many tests, drawn at random; 0: all")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", help="tests whose name contains this (pytest -k)")
     parser.add_argument("--timeout", type=int, default=120, help="seconds a test may take")
     parser.add_argument("--no-write", action="store_true", help="do not write docs/conformance*.md")
     options = parser.parse_args()
     start = time.monotonic()
-    outcomes = run(options.suite, options.per, options.workers, options.only, options.timeout)
+    outcomes = run(options.suite, options.per, options.workers, options.only, options.timeout, options.total)
     text = report(outcomes, options.suite, options.per)
     if not options.no_write and not options.only:
         name = "conformance.md" if options.suite == "ops" else f"conformance-{options.suite}.md"

@@ -59,19 +59,19 @@ def erf(x: np.ndarray) -> np.ndarray:
 
 
 @op("inverse")
-def inverse(x: np.ndarray, epsilon: float = np.float32(1e-4)) -> np.ndarray:
+def inverse(x: np.ndarray, epsilon: float = 1e-4) -> np.ndarray:
     """1 / (x + epsilon)"""
     return 1 / (x + epsilon)
 
 
 @op("log")
-def log(x: np.ndarray, epsilon: float = np.float32(1e-45)) -> np.ndarray:
+def log(x: np.ndarray, epsilon: float = 1e-45) -> np.ndarray:
     """log(x + epsilon)"""
     return np.log(x + epsilon)
 
 
 @op("rsqrt")
-def rsqrt(x: np.ndarray, epsilon: float = np.float32(1e-12)) -> np.ndarray:
+def rsqrt(x: np.ndarray, epsilon: float = 1e-12) -> np.ndarray:
     """1 / sqrt(x + epsilon)"""
     return 1 / np.sqrt(x + epsilon)
 
