@@ -37,8 +37,9 @@ def run_block(block: Block, run: Run) -> tuple[Any, ...]:
         for name, slots in step.lists:
             arguments[name] = tuple(frame[slot] for slot in slots)
         try:
-            if step.run is not None:
-                values = step.run(**arguments, **step.static)
+            compute = step.run_wide if run.wide else step.run
+            if compute is not None:
+                values = compute(**arguments, **step.static)
                 if type(values) is not tuple:
                     values = (values,)
             else:

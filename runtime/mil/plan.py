@@ -16,6 +16,7 @@ from . import ops
 from .finish import finisher
 from .package import Package
 from .registry import OPERATIONS, OPSETS, Operation, find
+from .tables import tabulated
 from .types import StateType, TensorType, Type, read_type
 from .values import constant
 
@@ -38,7 +39,8 @@ class Step:
     """One operation, ready to run: argument slots by parameter, output slots with what finishes their values."""
 
     info: OperationInfo
-    run: Callable[..., Any] | None
+    run: Callable[..., Any] | None  # None: control flow
+    run_wide: Callable[..., Any] | None  # the same when values declared fp16 are left unrounded
     arguments: tuple[tuple[str, int], ...]
     lists: tuple[tuple[str, tuple[int, ...]], ...]
     static: dict[str, Any]
@@ -215,8 +217,12 @@ class Compiler:
         narrow = operation.exact and all(
             t.dtype == "fp16" for v in bindings.values() for _, t in v if isinstance(t, TensorType) and t.is_float
         )
+        run = operation.run
+        if operation.pointwise and self._is_table(bindings, types):
+            run, narrow = tabulated(run), True
         return Step(
             info,
+            run,
             operation.run,
             tuple((k, v[0][0]) for k, v in bindings.items() if k not in several),
             tuple((k, tuple(slot for slot, _ in v)) for k, v in bindings.items() if k in several),
@@ -224,6 +230,17 @@ class Compiler:
             (),
             tuple(finisher(t, exact=narrow) for t in types),
             tuple(finisher(t, exact=True) for t in types),
+        )
+
+    def _is_table(self, bindings: dict[str, list[tuple[int, Type]]], types: tuple[Type, ...]) -> bool:
+        """Whether an operation maps one fp16 value and constants to an fp16 value."""
+        values = [slots[0] for name, slots in bindings.items() if name == "x"]
+        others = [slot for name, slots in bindings.items() if name != "x" for slot, _ in slots]
+        ends = [type for _, type in values] + list(types)
+        return (
+            len(ends) == 2
+            and all(isinstance(t, TensorType) and t.dtype == "fp16" for t in ends)
+            and all(slot in self.constants for slot in others)
         )
 
     def _control(
@@ -245,6 +262,7 @@ class Compiler:
         keep = tuple(finisher(t, exact=True) for _, t in info.outputs)
         return Step(
             info,
+            None,
             None,
             tuple((k, v[0][0]) for k, v in bindings.items() if k == "pred"),
             tuple((k, tuple(s for s, _ in v)) for k, v in bindings.items() if k == "loop_vars"),

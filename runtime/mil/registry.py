@@ -36,6 +36,7 @@ class Operation:
     takes_out: bool
     takes_any: bool  # **kwargs: operations with a free set of inputs
     variadic: frozenset[str]  # inputs that take a tuple of values even when one is given
+    pointwise: bool  # a costly function of each element of `x` alone
     exact: bool  # results are input values moved, chosen or negated: nothing to round when the inputs are fp16
 
 
@@ -43,12 +44,19 @@ class Operation:
 OPERATIONS: dict[str, list[Operation]] = {}
 
 
-def op(name: str, since: str = "ios15", exact: bool = False, variadic: tuple[str, ...] = ()) -> Callable[[F], F]:
+def op(
+    name: str,
+    since: str = "ios15",
+    exact: bool = False,
+    pointwise: bool = False,
+    variadic: tuple[str, ...] = (),
+) -> Callable[[F], F]:
     """Register the decorated function as operation `name`, from the opset of release `since` on.
 
     `exact` says that every float it returns is one of its inputs (moved, chosen, negated, or a whole number of at most
-    2048), so that the executor may skip rounding to fp16 when all float inputs are declared fp16. `variadic` names the
-    inputs that are a tuple of values.
+    2048), so that the executor may skip rounding to fp16 when all float inputs are declared fp16. `pointwise` says
+    that each element of the result is a function of that element of `x` and of constants, worth a table in fp16.
+    `variadic` names the inputs that are a tuple of values.
     """
 
     def register(run: F) -> F:
@@ -68,6 +76,7 @@ def op(name: str, since: str = "ios15", exact: bool = False, variadic: tuple[str
                 takes_out=any(p.name == "out" for p in signature),
                 takes_any=any(p.kind is p.VAR_KEYWORD for p in signature),
                 variadic=frozenset(variadic),
+                pointwise=pointwise,
                 exact=exact,
             )
         )

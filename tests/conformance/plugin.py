@@ -32,6 +32,7 @@ from palmtop.runtime.mil import Program
 model_utils._macos_version = lambda: (15, 9)
 dependencies._IS_MACOS = True
 
+
 class _Absent(ModuleType):
     """A module that is not installed: tests that reach for anything in it are skipped."""
 

@@ -66,7 +66,16 @@ def run(
             "PYTHONPATH": os.pathsep.join(p for p in (str(HERE), os.environ.get("PYTHONPATH")) if p),
         }
         command = [sys.executable, "-m", "pytest", "-p", "plugin", "-p", "no:cacheprovider", "-q", "-W", "ignore"]
-        command += ["--tb=line", "--no-header", "--continue-on-collection-errors", f"--timeout={timeout}", "--rootdir", str(folder), "-c", os.devnull]
+        command += [
+            "--tb=line",
+            "--no-header",
+            "--continue-on-collection-errors",
+            f"--timeout={timeout}",
+            "--rootdir",
+            str(folder),
+            "-c",
+            os.devnull,
+        ]
         command += ["-n", str(workers)] if workers > 1 else []
         command += ["-k", only] if only else []
         command += [str(folder / part) for part in SUITES[suite]]

@@ -52,13 +52,13 @@ def prelu(x: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x, _by_channel(alpha, x) * x)
 
 
-@op("elu")
+@op("elu", pointwise=True)
 def elu(x: np.ndarray, alpha: float) -> np.ndarray:
     """x where positive, alpha * (exp(x) - 1) elsewhere."""
     return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
 
-@op("gelu")
+@op("gelu", pointwise=True)
 def gelu(x: np.ndarray, mode: str = "EXACT") -> np.ndarray:
     """Gaussian error linear unit.
 
@@ -88,13 +88,13 @@ def linear_activation(x: np.ndarray, alpha: float, beta: float) -> np.ndarray:
     return alpha * x + beta
 
 
-@op("scaled_tanh")
+@op("scaled_tanh", pointwise=True)
 def scaled_tanh(x: np.ndarray, alpha: float, beta: float) -> np.ndarray:
     """alpha * tanh(beta * x)"""
     return alpha * np.tanh(beta * x)
 
 
-@op("sigmoid")
+@op("sigmoid", pointwise=True)
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x))"""
     return mathematics.sigmoid(x)
@@ -106,13 +106,13 @@ def sigmoid_hard(x: np.ndarray, alpha: float, beta: float) -> np.ndarray:
     return np.clip(alpha * x + beta, 0, 1)
 
 
-@op("silu")
+@op("silu", pointwise=True)
 def silu(x: np.ndarray) -> np.ndarray:
     """x * sigmoid(x)"""
     return mathematics.sigmoid(x) * x
 
 
-@op("softplus")
+@op("softplus", pointwise=True)
 def softplus(x: np.ndarray) -> np.ndarray:
     """log(1 + exp(x))"""
     return mathematics.softplus(x)
@@ -124,7 +124,7 @@ def softplus_parametric(x: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> n
     return _by_channel(alpha, x) * mathematics.softplus(_by_channel(beta, x) * x)
 
 
-@op("softsign")
+@op("softsign", pointwise=True)
 def softsign(x: np.ndarray) -> np.ndarray:
     """x / (1 + |x|)"""
     return x / (1 + np.abs(x))

@@ -38,39 +38,39 @@ _EXACT: dict[str, Callable[..., Any]] = {
 }
 
 
-def _register(name: str, function: Callable[..., Any], exact: bool) -> None:
+def _register(name: str, function: Callable[..., Any], exact: bool, pointwise: bool) -> None:
     def run(x: np.ndarray) -> np.ndarray:
         y = function(x)
         return y if y.dtype == x.dtype else y.astype(x.dtype)
 
-    op(name, exact=exact)(run)
+    op(name, exact=exact, pointwise=pointwise)(run)
 
 
 for _name, _function in _ROUNDED.items():
-    _register(_name, _function, exact=False)
+    _register(_name, _function, exact=False, pointwise=_name not in ("sqrt", "square"))
 for _name, _function in _EXACT.items():
-    _register(_name, _function, exact=True)
+    _register(_name, _function, exact=True, pointwise=False)
 
 
-@op("erf")
+@op("erf", pointwise=True)
 def erf(x: np.ndarray) -> np.ndarray:
     """The error function."""
     return mathematics.erf(x)
 
 
-@op("inverse")
+@op("inverse", pointwise=True)
 def inverse(x: np.ndarray, epsilon: float = 1e-4) -> np.ndarray:
     """1 / (x + epsilon)"""
     return 1 / (x + epsilon)
 
 
-@op("log")
+@op("log", pointwise=True)
 def log(x: np.ndarray, epsilon: float = 1e-45) -> np.ndarray:
     """log(x + epsilon)"""
     return np.log(x + epsilon)
 
 
-@op("rsqrt")
+@op("rsqrt", pointwise=True)
 def rsqrt(x: np.ndarray, epsilon: float = 1e-12) -> np.ndarray:
     """1 / sqrt(x + epsilon)"""
     return 1 / np.sqrt(x + epsilon)
