@@ -20,12 +20,16 @@ from torch.utils import _pytree as pytree
 
 from ..runtime.errors import RequestError, UnsupportedError
 from ..runtime.manifest import Dim, TensorSpec
+from . import constraints
 from .normalize import normalize
 
 log = logging.getLogger("palmtop")
 
 # torch.export needs an upper bound to write down when a program has none; beyond any real axis.
 _NO_UPPER_BOUND = 2**31 - 1
+
+# Each attempt narrows at least one axis or hands it to torch.export.
+_MOST_ATTEMPTS = 5
 
 Trace = Callable[[torch.nn.Module, dict[str, torch.Tensor], dict[str, dict[int, object]] | None], ExportedProgram]
 
@@ -120,19 +124,27 @@ def capture(
     Raises:
         UnsupportedError: the model cannot be captured, even with constant shapes.
     """
-    try:
-        program = trace(model, dict(example), _dynamic_shapes(inputs, example, automatic=False))
-    except Exception as first:
-        if all(dim.is_constant for spec in inputs for dim in spec.dims):
-            raise _not_captured(first) from first
-        # The model forbids a size that was asked for (MobileBERT needs 3 tokens) or relates axes; let torch.export
-        # find out what it does allow.
-        log.debug("explicit dynamic shapes failed, retrying with automatic ones: %s", first)
+    asked: Sequence[TensorSpec] = inputs
+    automatic: set[str] = set()
+    for _ in range(_MOST_ATTEMPTS):
         try:
-            program = trace(model, dict(example), _dynamic_shapes(inputs, example, automatic=True))
-        except Exception as second:
-            raise _not_captured(second) from second
-    normalize(program)
+            program = trace(model, dict(example), _dynamic_shapes(asked, example, automatic))
+            break
+        except Exception as error:
+            violated = constraints.violated(str(error))
+            if not violated or violated <= automatic:
+                raise _not_captured(error) from error
+            # The model forbids a size that was asked for (MobileBERT needs 3 tokens): ask for the range it allows, or
+            # where its condition is not about one axis alone, let torch.export find out.
+            log.debug("narrowing %s after: %s", violated, error)
+            ranges = constraints.allowed_ranges(str(error), _sizes(asked, example))
+            automatic |= violated - set(ranges)
+            asked = [dataclasses.replace(spec, dims=tuple(_within(dim, ranges) for dim in spec.dims)) for spec in asked]
+    else:
+        raise UnsupportedError(
+            "torch.export finds no range of sizes that this model takes. Remedy: export with --static."
+        )
+    program = normalize(program)
     specs, found = _input_specs(program, inputs)
     outputs = _output_specs(program, output_names, specs)
     return Captured(program, specs, outputs, dict(example), (*notes, *found))
@@ -197,8 +209,25 @@ def _not_captured(cause: Exception) -> UnsupportedError:
     )
 
 
+def _sizes(inputs: Sequence[TensorSpec], example: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, int, int]]:
+    """Of each symbol: least, traced and greatest size."""
+    return {
+        str(dim.symbol): (dim.min or 0, example[spec.name].shape[axis], dim.largest or _NO_UPPER_BOUND)
+        for spec in inputs
+        for axis, dim in enumerate(spec.dims)
+        if not dim.is_constant
+    }
+
+
+def _within(dim: Dim, ranges: Mapping[str, tuple[int, int]]) -> Dim:
+    if dim.symbol not in ranges or dim.is_constant:
+        return dim
+    low, high = ranges[dim.symbol]
+    return _narrowed(dim, low, None if high >= _NO_UPPER_BOUND else high)
+
+
 def _dynamic_shapes(
-    inputs: Sequence[TensorSpec], example: Mapping[str, torch.Tensor], automatic: bool
+    inputs: Sequence[TensorSpec], example: Mapping[str, torch.Tensor], automatic: set[str]
 ) -> dict[str, dict[int, object]] | None:
     shared: dict[str, object] = {}
     shapes: dict[str, dict[int, object]] = {}
@@ -213,7 +242,7 @@ def _dynamic_shapes(
             low, high = dim.min or 0, dim.largest or _NO_UPPER_BOUND
             if dim.values is not None:
                 low = min(dim.values)
-            if automatic:
+            if dim.symbol in automatic:
                 axes[axis] = TorchDim.AUTO(min=max(low, 2), max=high)
             else:
                 symbol = str(dim.symbol)
@@ -241,10 +270,10 @@ def _input_specs(
             else:
                 narrowed = _narrowed(dim, *_bounds(program, size))
             if narrowed != dim:
-                notes.append(f"'{spec.name}' axis {axis}: the model allows {narrowed}, not {dim}.")
+                notes.append(f"The model takes {narrowed}, not {dim}.")
             dims.append(narrowed)
         specs.append(TensorSpec(spec.name, spec.dtype, tuple(dims)))
-    return tuple(specs), tuple(notes)
+    return tuple(specs), tuple(dict.fromkeys(notes))
 
 
 def _narrowed(dim: Dim, low: int, high: int | None) -> Dim:

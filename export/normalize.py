@@ -2,6 +2,7 @@
 
 Each pass keeps the values that the model computes (to the noise of fp32) and makes the graph smaller or safer:
 
+- `functionalize`: `x.add_(y)` becomes `x = x + y`, which is all that targets know;
 - `drop_identities`: dropout in eval mode, assertions, aliases and copies, casts to the dtype a tensor already has;
 - `simplify_masks`: attention masks as Transformers builds them (by indexing with `arange`) become a reshape;
 - `finite_masks`: boolean attention masks become additive ones, shared by all layers, and "minus infinity" becomes a
@@ -11,6 +12,7 @@ Each pass keeps the values that the model computes (to the noise of fp32) and ma
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 from collections.abc import Callable
@@ -41,6 +43,8 @@ _ASSERTIONS = {
     aten.sym_constrain_range.default,
     aten.sym_constrain_range_for_size.default,
 }
+# Their schemas promise nothing, but they may return a view of their argument.
+_MAYBE_VIEWS = {aten.reshape.default, aten.contiguous.default, aten.to.dtype, aten.to.device, aten.dropout.default}
 _CASTS = {
     aten.to.dtype,
     aten.to.device,
@@ -52,12 +56,22 @@ _CASTS = {
 
 
 def normalize(program: ExportedProgram) -> ExportedProgram:
-    """Run all passes on a program, in place, and return it."""
+    """Run all passes on a program, which may be changed in place, and return the normalised one."""
+    program = functionalize(program)
     for run in (drop_identities, simplify_masks, finite_masks, drop_dead_code, prune):
         run(program)
+    _rename_outputs(program)
     program.graph.lint()
     program.graph_module.recompile()
     return program
+
+
+def _rename_outputs(program: ExportedProgram) -> None:
+    """The signature knows outputs by node name; a pass may have put another node in an output's place."""
+    specs = program.graph_signature.output_specs
+    for spec, node in zip(specs, program.graph.output_node().args[0], strict=True):
+        if isinstance(node, Node) and spec.arg.name != node.name:
+            spec.arg = dataclasses.replace(spec.arg, name=node.name)
 
 
 # --- building nodes -------------------------------------------------------------------------------------------------
@@ -84,6 +98,54 @@ def insert(graph: Graph, before: Node, target: Callable, args: tuple, kwargs: di
 def _replace(node: Node, other: Node) -> None:
     node.replace_all_uses_with(other)
     node.graph.erase_node(node)
+
+
+# --- in-place operations --------------------------------------------------------------------------------------------
+
+
+def functionalize(program: ExportedProgram) -> ExportedProgram:
+    """Replace in-place operations by functional ones.
+
+    Where the changed tensor is nobody's view and has no views, its later readers read the result instead. Anything more
+    tangled is left to PyTorch's own functionalisation, which takes longer and expands what it touches.
+    """
+    graph = program.graph
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if not _is_mutating(node):
+            continue
+        functional, target = _functional(node.target), node.args[0]
+        if functional is None or not isinstance(target, Node) or not _stands_alone(target, order):
+            return program.run_decompositions({})
+        for user in list(target.users):
+            if order[user] > order[node]:
+                user.replace_input_with(target, node)
+        node.target = functional
+    return program
+
+
+def _is_mutating(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _functional(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """`aten.add_.Tensor` -> `aten.add.Tensor`, when there is one with the same arguments."""
+    namespace, _, name = target._schema.name.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None) if name.endswith("_") else None
+    return getattr(packet, target._overloadname, None) if packet is not None else None
+
+
+def _stands_alone(node: Node, order: dict[Node, int]) -> bool:
+    """Whether the tensor is freshly computed and no other name of its memory exists."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return not _returns_view(node) and not any(_returns_view(user) for user in node.users)
+
+
+def _returns_view(node: Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or _is_mutating(node):
+        return False
+    return any(value.alias_info is not None for value in node.target._schema.returns) or node.target in _MAYBE_VIEWS
 
 
 # --- identities -----------------------------------------------------------------------------------------------------

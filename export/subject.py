@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..runtime.errors import RequestError
+from ..runtime.errors import DamagedError, RequestError
 from ..runtime.golden import GoldenCase
 from ..runtime.manifest import Dim, ModelSource, TensorSpec, TokenizerSpec
 from ..runtime.verify import Case
@@ -20,9 +21,9 @@ from . import hf
 from .capture import Trace, call_by_name, flat_tensors, trace_module
 from .card import ModelCard
 from .reference import Reference, TextInputs, golden_vectors, text_cases
-from .source import Source
+from .source import Source, quiet_transformers
 from .tasks import output_names, run_task
-from .texts import CHOICES, SENTENCES
+from .texts import CHOICES, PROBES, SENTENCES
 from .tokenizer import carry_tokenizer, check_tokenizer, tokenizer_inputs
 
 # Without --max-length: what phones can afford, whatever a model could take (ModernBERT: 8192).
@@ -63,12 +64,14 @@ def checkpoint_subject(source: Source, max_length: int | None, lengths: Sequence
 
     Raises:
         RequestError: the model cannot take inputs that long.
+        DamagedError: the tokenizer is not this model's.
     """
     model = source.load_model()
     encoder = _encoder(source, model)
     longest, notes = _max_length(source, encoder, max_length, lengths)
     names = tokenizer_inputs(source, set(inspect.signature(encoder.forward).parameters))
     texts = _text_inputs(source, names, longest)
+    _check_vocabulary(source, encoder)
     inputs = tuple(TensorSpec(name, "int64", _axes(source, longest)) for name in names)
     reference = _reference(source, model, longest)
 
@@ -168,6 +171,21 @@ def module_subject(
 
 def _encoder(source: Source, model: torch.nn.Module) -> torch.nn.Module:
     return model.encoder if source.sentence is not None else model
+
+
+def _check_vocabulary(source: Source, encoder: torch.nn.Module) -> None:
+    """A tokenizer of another model may give ids beyond the table of embeddings: index errors deep inside the model."""
+    rows = None
+    with contextlib.suppress(NotImplementedError):
+        rows = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+    with quiet_transformers():
+        highest = max(max(ids) for ids in source.tokenizer([*SENTENCES, *(text for _, text in PROBES)])["input_ids"])
+    if rows is not None and highest >= rows:
+        raise DamagedError(
+            f"The tokenizer of {source.id} gives id {highest}, but the model has embeddings for ids 0 to {rows - 1} alone: "
+            "the tokenizer is another model's. Remedy: copy the tokenizer files of the checkpoint that it was "
+            "fine-tuned from."
+        )
 
 
 def _reference(source: Source, model: torch.nn.Module, longest: int) -> Reference:
