@@ -147,6 +147,25 @@ def casts_by_overload(stack: ExitStack) -> None:
     registered(stack, "to.dtype", _registry().name_to_func_mapping["to"])
 
 
+@workaround(_ALL, "recurrent layers are unrolled, one copy of the layer for each step of the traced length")
+def recurrent_layers_by_overload(stack: ExitStack) -> None:
+    """`aten.lstm.input` and its like are not registered, though `lstm`, `gru`, ... translate them.
+
+    Those functions expect one name for each result, as in TorchScript; `torch.export` has one for all of them.
+    """
+    for name, results in (("lstm", 3), ("gru", 2), ("rnn_tanh", 2), ("rnn_relu", 2)):
+        registered(stack, f"{name}.input", _with_results(_registry().name_to_func_mapping[name], results))
+
+
+def _with_results(translate: Callable, count: int) -> Callable:
+    def translate_to_tuple(context: Any, node: Any) -> None:
+        node.outputs = [f"{node.name}__result{index}" for index in range(count)]  # no other node has such a name
+        translate(context, node)
+        context.add(tuple(context[name] for name in node.outputs), torch_name=node.name)
+
+    return translate_to_tuple
+
+
 @workaround(_ALL, "a `select` between scalars is declared rank 0 though it computes the rank of its condition")
 def select_has_the_shape_of_its_condition(stack: ExitStack) -> None:
     """The documentation of `select` says that its shape follows from all three inputs; its inference left out `cond`.

@@ -16,15 +16,21 @@ from . import UnsupportedOperation
 from .coreml_graph import HANDLE, Convertible, inconvertible
 
 _ELSEWHERE = "write that part of the module with other operations, or export the model without it (export_module)"
+_EXPERTS = "in a mixture of experts, call model.set_experts_implementation('batched_mm') before the export"
 _REMEDIES = {
     "as_strided": "use reshape, unfold or slicing, which say what they read",
-    "histc": "for mixtures of experts: model.set_experts_implementation('batched_mm') before the export",
-    "_grouped_mm": "for mixtures of experts: model.set_experts_implementation('batched_mm') before the export",
+    "histc": f"{_EXPERTS}; elsewhere count with comparisons and sums",
+    "_grouped_mm": _EXPERTS,
     "native_group_norm": "make the batch constant (--static), as group normalisation needs to know it",
     "fft": "compute the spectrum before the model, or as a product with a constant matrix",
     "cumprod": "use exp(cumsum(log(x))) where x is positive",
     "unique": "its result has no fixed shape: compute it before the model",
     "multinomial": "sample after the model: return the probabilities",
+}
+# What coremltools translates for complex numbers too, as pairs of real ones.
+_TAKE_COMPLEX = {
+    *("fft_fft", "fft_fftn", "fft_ifft", "fft_ifftn", "fft_irfft", "fft_irfftn", "fft_rfft", "fft_rfftn", "stft"),
+    *("complex", "real", "imag", "view_as_real", "abs", "add", "reshape", "view", "unsqueeze", "getitem"),
 }
 _COMPLEX = "keep real and imaginary parts as two tensors"
 _LARGE = "Core ML's integers have 32 bits: compute with smaller ones, or before the model"
@@ -45,7 +51,7 @@ def preflight(program: ExportedProgram, convertible: Convertible) -> list[Unsupp
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
-        if any(value.dtype.is_complex for value in _tensors(node.meta.get("val"))):
+        if _is_complex(node) and _base(node) not in _TAKE_COMPLEX:
             report(f"{_operation(node)} on complex numbers", module_path(node), _COMPLEX)
         elif node.target not in _OPEN_ENDED and any(map(_beyond_int32, (*node.args, *node.kwargs.values()))):
             report(f"{_operation(node)} with a 64-bit integer", module_path(node), _LARGE)
@@ -112,6 +118,16 @@ def _operation(node: Node) -> str:
 def _remedy(node: Node) -> str:
     name = str(node.target)
     return next((remedy for part, remedy in _REMEDIES.items() if part in name), _ELSEWHERE)
+
+
+def _base(node: Node) -> str:
+    """The operation without namespace and overload: `aten.add.Tensor` is `add`."""
+    return str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
+
+
+def _is_complex(node: Node) -> bool:
+    values = [node.meta.get("val"), *(argument.meta.get("val") for argument in node.all_input_nodes)]
+    return any(value.dtype.is_complex for value in _tensors(values))
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -48,6 +48,7 @@ def lowered_graph(program: ExportedProgram, convertible: Convertible) -> Exporte
         table = {op: rule for op, rule in torch.export.default_decompositions().items() if not convertible(op)}
         program = program.run_decompositions(table)
     static_shapes(program.graph)
+    spell_out_defaults(program.graph)
     program.graph.eliminate_dead_code()
     stamp(program.graph)
     return program
@@ -86,6 +87,16 @@ def static_shapes(graph: Graph) -> None:
                 same = [str(a) == str(b) for a, b in zip(source, target, strict=True)]
                 asked: list = list(node.args[1])  # type: ignore[arg-type]
                 node.args = (node.args[0], [-1 if kept else size for kept, size in zip(same, asked, strict=True)])
+
+
+def spell_out_defaults(graph: Graph) -> None:
+    """Give Fourier transforms all their arguments: coremltools counts them, and `torch.export` leaves defaults out."""
+    for node in _calls(graph):
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.name.startswith("aten::fft_"):
+            given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | node.kwargs
+            node.args = tuple(given.get(argument.name, argument.default_value) for argument in schema.arguments)
+            node.kwargs = {}
 
 
 def _constant_or_minus_one(shape: torch.Size) -> list[int]:
