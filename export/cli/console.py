@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import rich.box
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -22,32 +23,33 @@ class Console:
     def __init__(self, json_output: bool = False, debug: bool = False):
         self.json_output = json_output
         self.debug = debug
-        self._err = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+        self._err = rich.console.Console(stderr=True, highlight=False)
+        if not self._err.is_terminal:
+            self._err.width = 160  # a log has no edge to wrap at
 
     def say(self, message: str = "") -> None:
         """A line of text."""
         if not self.json_output:
-            self._err.print(Text(message))
+            self._err.print(Text(message), soft_wrap=True)
 
     def warn(self, message: str) -> None:
         if not self.json_output:
-            self._err.print(Text("note: ", style="yellow") + Text(message))
+            self._err.print(Text("note: ", style="yellow") + Text(message), soft_wrap=True)
 
     def error(self, message: str) -> None:
-        self._err.print(Text("error: ", style="bold red") + Text(message))
+        self._err.print(Text("error: ", style="bold red") + Text(message), soft_wrap=True)
 
     def table(self, columns: Iterable[str], rows: Iterable[Iterable[Any]], right: Iterable[str] = ()) -> None:
         """A table; columns named in `right` are aligned to the right."""
         if self.json_output:
             return
         columns, right = list(columns), set(right)
-        table = Table(show_edge=False, pad_edge=False, header_style="bold")
+        table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="bold")
         for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+            table.add_column(column, justify="right" if column in right else "left", overflow="fold", max_width=72)
         for row in rows:
             table.add_row(*(Text(str(cell), style=STYLES.get(str(cell), "")) for cell in row))
-        width = None if self._err.is_terminal else 160
-        self._err.print(table, width=width, soft_wrap=False)
+        self._err.print(table)
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int], Callable[[], None]]]:

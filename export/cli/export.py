@@ -110,9 +110,9 @@ def show_report(console: Console, report: Report, sizes: dict[str, int]) -> None
     """The table of artifacts: what executed each, how far it is from the reference, and the verdict."""
     rows = [row for entry in report.artifacts for row in _rows(entry, sizes)]
     console.table(
-        ("artifact", "size", "precision", "output", "max error", "allowed", "cosine", "agreement", "verdict"),
+        ("target", "size", "precision", "output", "error", "allowed", "cosine", "same", "verdict"),
         rows,
-        right=("size", "max error", "allowed", "cosine", "agreement"),
+        right=("size", "error", "allowed", "cosine", "same"),
     )
     engines = {entry.target: entry.engine for entry in report.artifacts if entry.engine}
     console.say(
@@ -124,7 +124,7 @@ def show_report(console: Console, report: Report, sizes: dict[str, int]) -> None
 
 
 def _rows(entry: ArtifactReport, sizes: dict[str, int]) -> list[tuple[str, ...]]:
-    head = (entry.path, size(sizes.get(entry.path, 0)), entry.precision)
+    head = (entry.target, size(sizes.get(entry.path, 0)), entry.precision)
     if not entry.measures:
         return [(*head, "", "", "", "", "", entry.status)]
     agreement = f"{entry.agreement.same}/{entry.agreement.total}" if entry.agreement else ""
