@@ -43,7 +43,8 @@ class SentenceModules:
     """What comes after the encoder, and how text is prepared for it.
 
     `max_length` counts tokens with special ones; None: the tokenizer's own. `prompts` maps names to prefixes,
-    `default_prompt` names the one that is put before a text unless another is asked for.
+    `default_prompt` names the one that is put before a text unless another is asked for. `folders` hold the weights of
+    the head.
     """
 
     head: torch.nn.Module
@@ -54,6 +55,7 @@ class SentenceModules:
     lowercase: bool
     prompts: dict[str, str]
     default_prompt: str | None
+    folders: tuple[Path, ...] = ()
 
 
 def read_sentence_modules(folder: Path) -> SentenceModules | None:
@@ -70,6 +72,7 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "type" in entry for entry in entries):
         raise DamagedError(f"{path.name} is not a list of sentence-transformers modules.")
     steps: list[torch.nn.Module] = []
+    folders: list[Path] = []
     pooling, dimension = "", None
     for entry in entries:
         kind = str(entry["type"]).rpartition(".")[2]
@@ -92,11 +95,13 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
         elif kind == "Dense":
             dense = _dense(place)
             steps.append(dense)
+            folders.append(place)
             dimension = dense.linear.out_features
         elif kind == "Normalize":
             steps.append(Normalize())
         elif kind == "LayerNorm":
             steps.append(_layer_norm(place))
+            folders.append(place)
         else:
             raise UnsupportedError(
                 f"The sentence-transformers module '{entry['type']}' cannot be expressed. Known: Transformer, Pooling, "
@@ -120,6 +125,7 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
         lowercase=bool(settings.get("do_lower_case", False)),
         prompts=dict(extras.get("prompts") or {}),
         default_prompt=extras.get("default_prompt_name"),
+        folders=tuple(folders),
     )
 
 
@@ -260,7 +266,7 @@ def _inside(folder: Path, relative: str) -> Path:
     place = (folder / relative).resolve()
     if not place.is_relative_to(folder.resolve()):
         raise DamagedError(f"modules.json points outside the checkpoint: '{relative}'.")
-    return place
+    return folder / relative
 
 
 def _json(path: Path) -> Any:

@@ -5,6 +5,7 @@ Weights are read from safetensors alone. Code in the checkpoint runs only when `
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import logging
@@ -51,11 +52,18 @@ class Source:
 
     def weights_sha256(self) -> str:
         """SHA-256 of the weights: of the one `.safetensors` file, or of the list of all of them with theirs."""
-        files = sorted(self.folder.rglob("*.safetensors"))
+        files = sorted(self._weight_files())
         digests = [(path.relative_to(self.folder).as_posix(), _sha256(path)) for path in files]
         if len(digests) == 1:
             return digests[0][1]
         return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
+
+    def _weight_files(self) -> set[Path]:
+        """What is loaded, and nothing else that lies in the folder: a training run keeps its checkpoints there."""
+        files = set(self.folder.glob("*.safetensors"))
+        if self.sentence is not None:
+            files |= {place / "model.safetensors" for place in self.sentence.folders}
+        return {path for path in files if path.is_file()}
 
     def load_model(self) -> torch.nn.Module:
         """The reference: the model as its authors wrote it, fp32, in eval mode, without gradients.
@@ -74,6 +82,7 @@ class Source:
                     config=self.config,
                     dtype=torch.float32,
                     use_safetensors=True,
+                    ignore_mismatched_sizes=True,  # they are named below; transformers only says that there are some
                     output_loading_info=True,
                     trust_remote_code=self.trust_remote_code,
                     local_files_only=True,
@@ -135,7 +144,7 @@ def open_source(
         UnsupportedError: its tokenizer or sentence-transformers modules cannot be expressed.
     """
     wanted = get_task(task) if task is not None else None
-    folder, name, found_revision = _locate(source, revision)
+    folder, name, found_revision = _locate(source, revision, trust_remote_code)
     _check_files(folder, name)
     config = _load_config(folder, name, trust_remote_code)
     sentence = read_sentence_modules(folder)
@@ -171,7 +180,7 @@ class quiet_transformers:
             transformers_logging.enable_progress_bar()
 
 
-def _locate(source: str | Path, revision: str | None) -> tuple[Path, str, str | None]:
+def _locate(source: str | Path, revision: str | None, trust_remote_code: bool) -> tuple[Path, str, str | None]:
     path = Path(source).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -182,15 +191,20 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str, str | 
         raise RequestError(f"{text} is a file; a checkpoint is a folder with config.json and model.safetensors.")
     if text.count("/") > 1 or text.startswith((".", "/", "~")) or not text.strip():
         raise RequestError(f"No such folder: {text}.")
-    return _download(text, revision)
+    return _download(text, revision, trust_remote_code)
 
 
-def _download(repo_id: str, revision: str | None) -> tuple[Path, str, str | None]:
-    from huggingface_hub import snapshot_download
+def _download(repo_id: str, revision: str | None, trust_remote_code: bool) -> tuple[Path, str, str | None]:
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(_WANTED)))
+        wanted = [*_WANTED, "*.py"] if trust_remote_code else list(_WANTED)
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
+        if not list(folder.glob("*.safetensors")):
+            _refuse_pickles(repo_id, HfApi().list_repo_files(repo_id, revision=folder.name))
+    except PalmtopError:
+        raise
     except HFValidationError as error:
         raise RequestError(f"No such folder, and not a hub id: {repo_id}.") from error
     except Exception as error:  # the hub client has some twenty errors; all of them mean that it is not to be had
@@ -211,30 +225,36 @@ def _check_files(folder: Path, name: str) -> None:
         raise RequestError(f"{name} has no config.json, so it is not a Hugging Face checkpoint.{hint}")
     if list(folder.glob("*.safetensors")):
         return
-    pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
+    _refuse_pickles(name, [path.name for path in folder.iterdir()])
+    raise RequestError(f"{name} has no weights: no .safetensors file beside its config.json.")
+
+
+def _refuse_pickles(name: str, files: list[str]) -> None:
+    pickles = sorted(file for file in files if any(fnmatch.fnmatch(file, pattern) for pattern in _PICKLES))
     if pickles:
         raise DamagedError(
             f"{name} has its weights only as {', '.join(pickles)}, which may run code when read. palmtop reads "
             "safetensors alone. Remedy: load it where you trust it and save it again: "
             "AutoModel.from_pretrained(folder).save_pretrained(folder)."
         )
-    raise RequestError(f"{name} has no weights: no .safetensors file beside its config.json.")
 
 
 def _load_config(folder: Path, name: str, trust_remote_code: bool) -> PretrainedConfig:
     path = folder / "config.json"
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DamagedError(f"config.json of {name} cannot be read: {_first_line(error)}") from error
     if not isinstance(data, dict):
         raise DamagedError(f"config.json of {name} is not a JSON object.")
     model_type = data.get("model_type")
-    known = model_type in transformers.CONFIG_MAPPING
-    if data.get("auto_map") and not known and not trust_remote_code:
+    known = isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING
+    own = data.get("auto_map")
+    if own and not known and not trust_remote_code:
+        names = sorted(map(str, own.values())) if isinstance(own, dict) else [str(own)]
         raise DamagedError(
-            f"{name} brings its own code ({', '.join(sorted(map(str, data['auto_map'].values())))}), which is not run "
-            "without --trust-remote-code. Read the code first."
+            f"{name} brings its own code ({', '.join(names)}), which is not run without --trust-remote-code. "
+            "Read the code first."
         )
     if not known and not trust_remote_code:
         said = f"model_type '{model_type}'" if model_type else "no model_type"
@@ -259,6 +279,13 @@ def _load_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrai
             )
     except Exception as error:
         raise DamagedError(f"The tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+    files = {"tokenizer.json", "*.model", "*.tiktoken", *tokenizer.vocab_files_names.values()}
+    if tokenizer.is_fast and not any(any(folder.glob(file)) for file in files):
+        # transformers makes a tokenizer that knows the special tokens alone, and says nothing.
+        raise RequestError(
+            f"{name} has no tokenizer: none of {', '.join(sorted(files))}. "
+            "Remedy: copy the tokenizer files of the checkpoint that it was fine-tuned from."
+        )
     if not tokenizer.is_fast:
         raise UnsupportedError(
             f"{name} uses {type(tokenizer).__name__}, which runs Python code and has no tokenizer.json to carry to a "

@@ -182,7 +182,7 @@ def _check_vocabulary(source: Source, encoder: torch.nn.Module) -> None:
         highest = max(max(ids) for ids in source.tokenizer([*SENTENCES, *(text for _, text in PROBES)])["input_ids"])
     if rows is not None and highest >= rows:
         raise DamagedError(
-            f"The tokenizer of {source.id} gives id {highest}, but the model has embeddings for ids 0 to {rows - 1} alone: "
+            f"The tokenizer of {source.id} gives id {highest}, but the model's embeddings end at {rows - 1}: "
             "the tokenizer is another model's. Remedy: copy the tokenizer files of the checkpoint that it was "
             "fine-tuned from."
         )
