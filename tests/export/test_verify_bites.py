@@ -68,7 +68,9 @@ def test_one_flipped_byte_in_the_weights_is_damage(palmtop, bundle, artifact):
 
 def test_a_changed_weight_with_mended_hashes_fails_parity(palmtop, bundle):
     def change(graph: onnx.GraphProto) -> None:
-        weights = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2]
+        weights = [
+            tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2
+        ]
         changed = numpy_helper.to_array(weights[-1]).copy()
         changed[0, 0] += 0.5
         weights[-1].CopyFrom(numpy_helper.from_array(changed, weights[-1].name))
