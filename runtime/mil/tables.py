@@ -1,8 +1,8 @@
 """Functions of one half-precision value, by table.
 
-A value declared fp16 is one of 65,536, so that a function of it that is rounded to fp16 again is a table. Looking results
-up costs less than evaluating most functions in fp32 and rounding, and gives the same numbers: the table is filled by the
-function and the rounding that it stands for.
+A value declared fp16 is one of 65,536, so that a function of it that is rounded to fp16 again is a table. Looking
+results up costs less than evaluating most functions in fp32 and rounding, and gives the same numbers: the table is
+filled by the function and the rounding that it stands for.
 """
 
 from __future__ import annotations

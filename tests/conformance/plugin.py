@@ -4,8 +4,8 @@ Off a Mac those tests convert a model and stop, because `MLModel.predict` raises
 saved package in `palmtop.runtime.mil`, and the values that the tests' authors expect are compared.
 
 Environment: CONFORMANCE_PER=N keeps N parameter sets of each test function and CONFORMANCE_TOTAL=N then keeps N tests
-(drawn with a fixed seed, the same in every process); CONFORMANCE_OUT=FILE receives one JSON document with the outcome of
-every test.
+(drawn with a fixed seed, the same in every process); CONFORMANCE_OUT=FILE receives one JSON document with the outcome
+of every test.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import coremltools.models.model as model_module
 import coremltools.models.utils as model_utils
 import numpy as np
 import pytest
-from PIL import Image
 from palmtop.runtime.mil import Program
+from PIL import Image
 
 # The tests compare values only where Core ML could run: say that this is a Mac of the newest release they know.
 model_utils._macos_version = lambda: (15, 9)

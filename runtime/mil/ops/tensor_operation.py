@@ -79,13 +79,11 @@ def cumsum(x: np.ndarray, axis: int = 0, exclusive: bool = False, reverse: bool 
     if reverse:
         x = np.flip(x, axis)
     y = np.cumsum(x, axis=axis, dtype=np.float64 if x.dtype.kind == "f" else x.dtype)
-    if exclusive:
-        y = y - x
-        if x.dtype.kind == "f":  # inf - inf must not turn what precedes an infinity into NaN
-            y = np.roll(np.cumsum(x, axis=axis, dtype=np.float64), 1, axis)
-            first: list[Any] = [slice(None)] * x.ndim
-            first[axis] = 0
-            y[tuple(first)] = 0
+    if exclusive:  # shifted, not y - x, which would be NaN at an infinity
+        y = np.roll(y, 1, axis)
+        first: list[Any] = [slice(None)] * x.ndim
+        first[axis] = 0
+        y[tuple(first)] = 0
     if reverse:
         y = np.flip(y, axis)
     return y.astype(x.dtype)
