@@ -23,7 +23,7 @@ from ..runtime.verify import ArtifactReport, Case, Report, verify_artifact
 from .capture import Captured, Method, capture
 from .card import write_card
 from .subject import Subject
-from .targets import Options, Target, get_target
+from .targets import TARGETS, Options, Target, get_target
 
 # Called with what happens next and of how many steps it consists; gives what to call after each.
 Progress = Callable[[str, int], Callable[[], None]]
@@ -241,16 +241,9 @@ def _rounded(noise: Noise) -> Noise:
     return Noise(float(f"{noise.max_error:.3g}"), float(f"{noise.rms_error:.3g}"))
 
 
-_TOOLS = {
-    "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
-    "coreml": ("torch", "coremltools"),
-    "executorch": ("torch", "executorch"),
-}
-
-
 def producer(targets: Sequence[str]) -> dict[str, str]:
     """Versions of palmtop and of the tools that make these targets."""
-    tools = sorted({"palmtop", "transformers", *(tool for target in targets for tool in _TOOLS.get(target, ()))})
+    tools = sorted({"palmtop", *(package for target in targets for package in TARGETS[target].packages)})
     return {tool: importlib.metadata.version(tool) for tool in tools}
 
 

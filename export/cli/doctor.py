@@ -11,7 +11,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from ...runtime.backends import BACKENDS, get_backend
+from ...runtime.backends import get_backend
+from ..targets import TARGETS
 from .console import Console, print_json, size
 
 HELP = "check this machine: versions, and what each target needs"
@@ -29,11 +30,6 @@ TESTED = {
     "coremltools": "9.0",
     "executorch": "1.4.1",
     "torchao": "0.18.0",
-}
-_NEEDS = {
-    "onnx": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
-    "coreml": ("torch", "transformers", "coremltools"),
-    "executorch": ("torch", "transformers", "executorch", "torchao"),
 }
 
 
@@ -67,8 +63,8 @@ def diagnose() -> dict[str, Any]:
     required = _requirements()
     packages = [_package(name, tested, required.get(name)) for name, tested in TESTED.items() if name != "python"]
     targets = []
-    for target in BACKENDS:
-        missing = [name for name in _NEEDS[target] if _version(name) is None]
+    for target in TARGETS:
+        missing = [name for name in TARGETS[target].packages if _version(name) is None]
         targets.append(
             {
                 "target": target,

@@ -88,8 +88,20 @@ def constant_axes(captured: Captured, artifact: Artifact) -> dict[str, Dim]:
     }
 
 
-# Target name -> module here that has its `TARGET`. Imported when asked for: each pulls in its format's library.
-TARGETS = {"onnx": "onnx", "coreml": "coreml", "executorch": "executorch"}
+@dataclass(frozen=True)
+class Entry:
+    """Where a target is and which packages make its artifacts (their versions stand in the manifest)."""
+
+    module: str
+    packages: tuple[str, ...]
+
+
+# By target name. The module, here, has its `TARGET`; it is imported when asked for, with its format's library.
+TARGETS = {
+    "onnx": Entry("onnx", ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")),
+    "coreml": Entry("coreml", ("torch", "transformers", "coremltools")),
+    "executorch": Entry("executorch", ("torch", "transformers", "executorch")),
+}
 
 
 def get_target(name: str) -> Target:
@@ -97,7 +109,7 @@ def get_target(name: str) -> Target:
     if name not in TARGETS:
         raise RequestError(f"Unknown target '{name}'. Known targets: {', '.join(TARGETS)}.")
     try:
-        module = importlib.import_module(f".{TARGETS[name]}", __name__)
+        module = importlib.import_module(f".{TARGETS[name].module}", __name__)
     except ImportError as error:
         raise RequestError(
             f"Target '{name}' needs a package that is not installed ({error}). "
