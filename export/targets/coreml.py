@@ -14,6 +14,9 @@ What was decided here, and why (docs/decisions.md has the measurements):
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,14 +25,19 @@ import torch
 from ...runtime.errors import PalmtopError, RequestError
 from ...runtime.manifest import Artifact, Dim, TensorSpec
 from ..capture import Captured
+from ..modules import module_path
 from . import Options, Target, UnsupportedOperation
 from .coreml_compat import compatible, convertible
 from .coreml_errors import explained, preflight
 from .coreml_graph import lowered_graph, specialize
 
+if importlib.util.find_spec("coremltools") is None:  # imported when it is used: that takes seconds
+    raise ImportError("No module named 'coremltools'")
+
 PATH = "coreml/model.mlpackage"
 _LONGEST = 2048  # where a model sets no bound: Core ML wants one for every axis
 _DTYPES = {"int64": "int32", "bool": "int32", "float64": "float32", "float16": "float32", "bfloat16": "float32"}
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MACOS = {"16": "13.0", "17": "14.0", "18": "15.0"}  # the macOS with the same operations
 
 
@@ -37,8 +45,10 @@ def plan(captured: Captured, options: Options) -> Artifact:
     """One row at a time, the sequence ranged, enumerated or fixed, on the oldest system with what the model needs.
 
     Raises:
-        RequestError: a length that the model does not take.
+        RequestError: a length that the model does not take, a name that Core ML does not, a module that is not there.
     """
+    _check_names(captured)
+    _check_kept(captured, options.keep_fp32)
     dims = {symbol: _planned(dim, options) for symbol, dim in captured.symbols.items()}
     inputs = tuple(_signature(spec, dims) for spec in captured.inputs)
     ios = _oldest_ios(captured, inputs)
@@ -103,6 +113,28 @@ def _signature(spec: TensorSpec, dims: dict[str, Dim]) -> TensorSpec:
         dtype=_DTYPES.get(spec.dtype, spec.dtype),
         dims=tuple(dims.get(dim.symbol or "", dim) for dim in spec.dims),
     )
+
+
+def _check_names(captured: Captured) -> None:
+    for spec in (*captured.inputs, *captured.outputs):
+        if not _NAME.fullmatch(spec.name):
+            raise RequestError(
+                f"'{spec.name}' cannot name a tensor in Core ML. Use letters, digits and underscores, no digit first."
+            )
+    shared = {spec.name for spec in captured.inputs} & {spec.name for spec in captured.outputs}
+    if shared:
+        raise RequestError(f"Core ML needs other names for outputs than for inputs; both have {', '.join(shared)}.")
+
+
+def _check_kept(captured: Captured, keep_fp32: tuple[str, ...]) -> None:
+    """Whether every module to keep in fp32 is one that something was computed in."""
+    if not keep_fp32:
+        return
+    modules = {module_path(node) for node in captured.program.graph.nodes}
+    for kept in keep_fp32:
+        if not any(module == kept or module.startswith(f"{kept}.") for module in modules):
+            close = difflib.get_close_matches(kept, modules, n=3, cutoff=0.3)
+            raise RequestError(f"--keep-fp32 {kept}: the model has no such module. Close to it: {', '.join(close)}.")
 
 
 def _oldest_ios(captured: Captured, inputs: tuple[TensorSpec, ...]) -> str:

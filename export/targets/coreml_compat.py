@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from .coreml_graph import output_copy
+
 
 @dataclass(frozen=True)
 class Workaround:
@@ -145,6 +147,58 @@ def double_underscore_operators(stack: ExitStack) -> None:
 def casts_by_overload(stack: ExitStack) -> None:
     """`to.dtype` is translated by the function for `to`, which knows that overload, but is not registered under it."""
     registered(stack, "to.dtype", _registry().name_to_func_mapping["to"])
+
+
+@workaround(_ALL, "ValueError: Main block's input name is different from its corresponding var's name")
+def outputs_have_values_of_their_own(stack: ExitStack) -> None:
+    """coremltools names an output by renaming its value, which fails when that is an input or another output too.
+
+    So such an output is a copy, and the pass that removes copies leaves it.
+    """
+    from coremltools.converters.mil.mil.passes.defs.cleanup.noop_elimination import noop_elimination
+
+    def identity(context: Any, node: Any) -> None:
+        from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+        from coremltools.converters.mil.mil import Builder as mb
+
+        context.add(mb.identity(x=_get_inputs(context, node)[0], name=node.name))
+
+    def match_pattern(operation: Any) -> Any:
+        outputs = operation.enclosing_block.outputs
+        is_copy = operation.op_type == "identity" and operation.outputs[0] in outputs
+        if is_copy and (operation.x.op is None or operation.x in outputs):
+            return None
+        return original(operation)
+
+    registered(stack, output_copy.__name__, identity)
+    original = replaced(stack, noop_elimination, "_match_pattern", staticmethod(match_pattern)).__func__
+
+
+@workaround(_ALL, "ValueError: Tensors in 'values' of the concat op should share the same data type")
+def sizes_stay_integers(stack: ExitStack) -> None:
+    """The whole quotient of two integers is an integer; coremltools makes it fp32, of which it can make no shape.
+
+    Remainders, maxima and minima of sizes have no translation at all.
+    """
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+    from coremltools.converters.mil.mil import Builder as mb
+    from coremltools.converters.mil.mil.ops.defs._utils import promote_input_dtypes
+
+    def binary(build: Callable) -> Callable:
+        def translate(context: Any, node: Any) -> None:
+            x, y = promote_input_dtypes(_get_inputs(context, node, expected=2))
+            context.add(build(x=x, y=y, name=node.name))
+
+        return translate
+
+    for name, build in (
+        ("floordiv", mb.floor_div),
+        ("floor_divide", mb.floor_div),
+        ("mod", mb.mod),
+        ("sym_max", mb.maximum),
+        ("sym_min", mb.minimum),
+    ):
+        registered(stack, name, binary(build))
 
 
 @workaround(_ALL, "recurrent layers are unrolled, one copy of the layer for each step of the traced length")

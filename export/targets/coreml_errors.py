@@ -19,6 +19,7 @@ _ELSEWHERE = "write that part of the module with other operations, or export the
 _EXPERTS = "in a mixture of experts, call model.set_experts_implementation('batched_mm') before the export"
 _REMEDIES = {
     "as_strided": "use reshape, unfold or slicing, which say what they read",
+    "rank <= 5": "Core ML's tensors have at most five dimensions: merge some with reshape, or loop over one",
     "histc": f"{_EXPERTS}; elsewhere count with comparisons and sums",
     "_grouped_mm": _EXPERTS,
     "native_group_norm": "make the batch constant (--static), as group normalisation needs to know it",
@@ -72,7 +73,8 @@ def explained(error: Exception, program: ExportedProgram) -> UnsupportedError:
         )
     module = module_path(node) or "the model itself"
     return UnsupportedError(
-        f"coremltools cannot convert {_operation(node)} in {module} to Core ML: {reason}\nRemedy: {_remedy(node)}."
+        f"coremltools cannot convert {_operation(node)} in {module} to Core ML: {reason}\n"
+        f"Remedy: {_remedy(node, reason)}."
     )
 
 
@@ -115,8 +117,8 @@ def _operation(node: Node) -> str:
     return str(node.target)
 
 
-def _remedy(node: Node) -> str:
-    name = str(node.target)
+def _remedy(node: Node, reason: str = "") -> str:
+    name = f"{node.target} {reason}"
     return next((remedy for part, remedy in _REMEDIES.items() if part in name), _ELSEWHERE)
 
 

@@ -6,11 +6,13 @@ Only what coremltools cannot take is decomposed: taking everything apart (`run_d
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from torch._export.verifier import Verifier
 from torch.export import ExportedProgram
+from torch.export.graph_signature import TensorArgument
 from torch.fx import Graph, Node
 
 from ...runtime.manifest import Artifact, Dim
@@ -42,21 +44,61 @@ def lowered_graph(program: ExportedProgram, convertible: Convertible) -> Exporte
 
     `convertible(target)` says whether coremltools takes a node's target. The weights are shared with `program`.
     """
-    if all(_is_plain(node) and convertible(node.target) for node in _calls(program.graph)):
-        program = _as_aten(program)
-    else:
+    prepared = _as_aten(program) if all(map(_is_plain, _calls(program.graph))) else None
+    if prepared is None or inconvertible(prepared, convertible):
         table = {op: rule for op, rule in torch.export.default_decompositions().items() if not convertible(op)}
-        program = program.run_decompositions(table)
-    static_shapes(program.graph)
-    spell_out_defaults(program.graph)
-    program.graph.eliminate_dead_code()
-    stamp(program.graph)
-    return program
+        prepared = program.run_decompositions(table)
+        respell(prepared.graph)
+    separate_outputs(prepared)
+    static_shapes(prepared.graph)
+    spell_out_defaults(prepared.graph)
+    prepared.graph.eliminate_dead_code()
+    stamp(prepared.graph)
+    return prepared
 
 
 def inconvertible(program: ExportedProgram, convertible: Convertible) -> list[Node]:
     """The nodes that coremltools cannot take, in order."""
     return [node for node in _calls(program.graph) if not convertible(node.target)]
+
+
+def respell(graph: Graph) -> None:
+    """Say with operations that coremltools has what it lacks a word for, where one such operation is enough.
+
+    Each is one that decomposition would get to as well, by tracing the whole program anew.
+    """
+    for node in _calls(graph):
+        if node.target in (aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar):
+            node.target = aten.where.self  # coremltools takes numbers there
+        elif node.target is aten.new_ones.default:
+            kwargs = {"dtype": node.meta["val"].dtype}
+            node.target, node.args, node.kwargs = aten.full.default, (node.args[1], 1), kwargs
+        elif node.target is aten.chunk.default:
+            source, pieces, axis = (*node.args, 0)[:3]
+            size = source.meta["val"].shape[axis]  # type: ignore[union-attr, index]
+            if isinstance(size, int):
+                node.target, node.args = aten.split.Tensor, (source, -(-size // pieces), axis)  # type: ignore[operator]
+
+
+def output_copy(value: torch.Tensor) -> torch.Tensor:
+    """An output's own copy of a value: an operation that only coreml_compat.py translates."""
+    return value.clone()
+
+
+def separate_outputs(program: ExportedProgram) -> None:
+    """Give every output a value of its own: Core ML names values, and one value cannot be two outputs, or an input."""
+    output, signature = program.graph.output_node(), program.graph_signature
+    values: list = list(output.args[0])  # type: ignore[arg-type]
+    specs = list(signature.output_specs)
+    for index, value in enumerate(values):
+        if isinstance(value, Node) and (value.op == "placeholder" or value in values[:index]):
+            with program.graph.inserting_before(output):
+                copy = program.graph.call_function(output_copy, (value,))
+            copy.meta.update(value.meta)
+            values[index] = copy
+            specs[index] = dataclasses.replace(specs[index], arg=TensorArgument(copy.name))
+    output.args = (tuple(values),)
+    program._graph_signature = dataclasses.replace(signature, output_specs=specs)
 
 
 def stamp(graph: Graph) -> None:
@@ -120,6 +162,7 @@ def _as_aten(program: ExportedProgram) -> ExportedProgram:
     assert output is not None
     value, old = output
     graph.output(value).meta.update(old.meta)
+    respell(graph)
     return ExportedProgram(
         root=program.graph_module,
         graph=graph,
