@@ -100,7 +100,6 @@ class TextInputs:
     source: Source
     names: tuple[str, ...]
     max_length: int
-    lowercase: bool = False
     prompt: str = ""
 
     def encode(
@@ -112,10 +111,10 @@ class TextInputs:
         offsets: bool = False,
     ) -> dict[str, Any]:
         """A padded batch: inputs by name, (N, S) int64; with `offsets` also `offset_mapping`."""
-        texts = [self._prepared(text) for text in texts]
+        texts = [self.prompt + text for text in texts]
         with quiet_transformers():
             encoded = self.source.tokenizer(
-                list(texts),
+                texts,
                 list(pairs) if pairs is not None else None,
                 truncation=self.truncation(pairs is not None),
                 max_length=pad_to or self.max_length,
@@ -131,10 +130,6 @@ class TextInputs:
     def truncation(self, pair: bool) -> str:
         """Where tokens are cut: a question is kept whole, its passage is not."""
         return "only_second" if pair and self.source.task.name == "question-answering" else "longest_first"
-
-    def _prepared(self, text: str) -> str:
-        text = self.prompt + text
-        return text.lower() if self.lowercase else text
 
     def feeds(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, pad_to: int | None = None

@@ -11,13 +11,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import normalizers
 from torch.nn import functional
 
 from ..runtime.errors import DamagedError, UnsupportedError
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 
 # In the order in which sentence-transformers concatenates them.
 _LEGACY_MODES = {
@@ -42,9 +46,9 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class SentenceModules:
     """What comes after the encoder, and how text is prepared for it.
 
-    `max_length` counts tokens with special ones; None: the tokenizer's own. `prompts` maps names to prefixes,
-    `default_prompt` names the one that is put before a text unless another is asked for. `folders` hold the weights of
-    the head.
+    `max_length` counts tokens with special ones; None: the tokenizer's own. `lowercase`: the tokenizer lower-cases
+    (see `lower_casing`). `prompts` maps names to prefixes, `default_prompt` names the one that is put before a text
+    unless another is asked for. `folders` hold the weights of the head.
     """
 
     head: torch.nn.Module
@@ -80,7 +84,7 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
         if kind in ("Transformer", "Dropout"):
             continue
         if kind == "Pooling":
-            config = _json(place / "config.json")
+            config = _settings(place / "config.json")
             modes = _pooling_modes(config)
             if config.get("include_prompt", True) is False:
                 raise UnsupportedError(
@@ -93,14 +97,14 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
             width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
             dimension = width * len(modes) if isinstance(width, int) else None
         elif kind == "Dense":
-            dense = _dense(place)
+            dense = _built(_dense, place)
             steps.append(dense)
             folders.append(place)
             dimension = dense.linear.out_features
         elif kind == "Normalize":
             steps.append(Normalize())
         elif kind == "LayerNorm":
-            steps.append(_layer_norm(place))
+            steps.append(_built(_layer_norm, place))
             folders.append(place)
         else:
             raise UnsupportedError(
@@ -113,9 +117,9 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
             "modules.json names no Pooling module, so there is no sentence embedding to make. "
             "Remedy: export the encoder alone, from a copy without modules.json."
         )
-    settings: dict[str, Any] = next((_json(p) for p in sorted(folder.glob("sentence_*_config.json"))), {})
+    settings: dict[str, Any] = next((_settings(p) for p in sorted(folder.glob("sentence_*_config.json"))), {})
     extras_path = folder / "config_sentence_transformers.json"
-    extras = _json(extras_path) if extras_path.is_file() else {}
+    extras = _settings(extras_path) if extras_path.is_file() else {}
     return SentenceModules(
         head=torch.nn.Sequential(*steps).eval().requires_grad_(False),
         pooling=pooling,
@@ -158,6 +162,20 @@ class Dense(torch.nn.Module):
     def forward(self, vector: torch.Tensor) -> torch.Tensor:
         result = _ACTIVATIONS[self.activation](self.linear(vector))
         return result if self.residual is None else result + self.residual(vector)
+
+
+def lower_casing(normalizer: normalizers.Normalizer | None) -> normalizers.Normalizer:
+    """A tokenizer's normalizer with lower-casing before it, as sentence-transformers does for `do_lower_case`.
+
+    It is part of the tokenizer, not of what comes before, so that special tokens written in a text stay what they are,
+    and every reader of tokenizer.json does it alike (Python's `lower` knows final sigmas, others do not).
+    """
+    steps = (
+        [] if normalizer is None else list(normalizer) if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+    )
+    if any(isinstance(step, normalizers.Lowercase) for step in steps):
+        return normalizers.Sequence(steps)
+    return normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 def embed(head: torch.nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -222,17 +240,30 @@ def _pooling_modes(config: dict[str, Any]) -> tuple[str, ...]:
     return modes
 
 
+def _built(build: Callable[[Path], _Module], folder: Path) -> _Module:
+    """A module of its folder. Raises DamagedError when its settings or weights are not valid or do not fit."""
+    try:
+        return build(folder)
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines() or [""]
+        raise DamagedError(
+            f"The module {folder.name} of this checkpoint is damaged: {type(error).__name__}: {first[0][:200]}"
+        ) from error
+
+
 def _dense(folder: Path) -> Dense:
-    config, weights = _json(folder / "config.json"), _weights(folder)
+    config, weights = _settings(folder / "config.json"), _weights(folder)
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if activation not in _ACTIVATIONS:
         raise UnsupportedError(
             f"The Dense module's activation '{config['activation_function']}' cannot be expressed. "
             f"Known: {', '.join(_ACTIVATIONS)}."
         )
-    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+    takes = config.get("module_input_name", "sentence_embedding")
+    gives = config.get("module_output_name") or takes
+    if (takes, gives) != ("sentence_embedding", "sentence_embedding"):
         raise UnsupportedError(
-            "A Dense module on token embeddings cannot be expressed; only on the sentence embedding."
+            f"A Dense module from '{takes}' to '{gives}' cannot be expressed; only one on the sentence embedding."
         )
     linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
     residual: torch.nn.Module | None = None
@@ -246,7 +277,7 @@ def _dense(folder: Path) -> Dense:
 
 
 def _layer_norm(folder: Path) -> torch.nn.LayerNorm:
-    config, weights = _json(folder / "config.json"), _weights(folder)
+    config, weights = _settings(folder / "config.json"), _weights(folder)
     norm = torch.nn.LayerNorm(config["dimension"])
     norm.load_state_dict({key.removeprefix("norm."): value for key, value in weights.items()})
     return norm
@@ -269,10 +300,17 @@ def _inside(folder: Path, relative: str) -> Path:
     return folder / relative
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    settings = _json(path)
+    if not isinstance(settings, dict):
+        raise DamagedError(f"{path.parent.name}/{path.name} is not a JSON object.")
+    return settings
+
+
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DamagedError(f"{path.parent.name}/{path.name} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DamagedError(f"{path.parent.name}/{path.name} is not valid JSON: {error}.") from error

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..runtime.errors import DamagedError, PalmtopError, RequestError, UnsupportedError
 from .card import ModelCard, read_card
-from .sentence import SentenceModules, read_sentence_modules
+from .sentence import SentenceModules, lower_casing, read_sentence_modules
 from .tasks import Task, get_task, infer_task
 
 if TYPE_CHECKING:
@@ -147,11 +147,13 @@ def open_source(
     folder, name, found_revision = _locate(source, revision, trust_remote_code)
     _check_files(folder, name)
     config = _load_config(folder, name, trust_remote_code)
-    sentence = read_sentence_modules(folder)
+    embeds = wanted is None or wanted.name == "feature-extraction"
+    sentence = read_sentence_modules(folder) if embeds else None
     chosen = wanted or infer_task(config.architectures, sentence is not None)
-    if chosen.name != "feature-extraction":
-        sentence = None
     tokenizer = _load_tokenizer(folder, name, trust_remote_code)
+    if sentence is not None and sentence.lowercase:
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = lower_casing(backend.normalizer)
     return Source(
         id=name,
         folder=folder,

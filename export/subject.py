@@ -202,7 +202,7 @@ def _reference(source: Source, model: torch.nn.Module, longest: int) -> Referenc
 def _text_inputs(source: Source, names: tuple[str, ...], longest: int) -> TextInputs:
     preprocess = preprocess_of(source)
     prompt = preprocess.get("prompts", {}).get(preprocess.get("default_prompt"), "")
-    return TextInputs(source, names, longest, lowercase=preprocess.get("lowercase", False), prompt=prompt)
+    return TextInputs(source, names, longest, prompt=prompt)
 
 
 def _axes(source: Source, longest: int) -> tuple[Dim, ...]:
@@ -224,17 +224,11 @@ def _text_example(source: Source, texts: TextInputs) -> dict[str, torch.Tensor]:
 
 
 def preprocess_of(source: Source) -> dict[str, Any]:
-    """The manifest's `preprocess` of a checkpoint: prompts and lower-casing of sentence-transformers."""
+    """The manifest's `preprocess` of a checkpoint: the prompts of sentence-transformers."""
     sentence = source.sentence
-    if sentence is None:
+    if sentence is None or not any(sentence.prompts.values()):
         return {}
-    found: dict[str, Any] = {}
-    if sentence.lowercase:
-        found["lowercase"] = True
-    if any(sentence.prompts.values()):
-        found["prompts"] = sentence.prompts
-        found["default_prompt"] = sentence.default_prompt
-    return found
+    return {"prompts": sentence.prompts, "default_prompt": sentence.default_prompt}
 
 
 def _max_length(

@@ -9,10 +9,10 @@ from .errors import RequestError
 
 
 def text_preparer(preprocess: dict[str, Any], prompt: str | None = None) -> Callable[[str], str]:
-    """A function that puts the prompt before a text and lower-cases it, where the model was trained so.
+    """A function that puts the prompt before a text, where the model was trained so.
 
     Args:
-        preprocess: the manifest's field: `prompts` (name -> prefix), `default_prompt` (a name), `lowercase`.
+        preprocess: the manifest's field: `prompts` (name -> prefix), `default_prompt` (a name).
         prompt: which prompt; None: the default one, if there is one.
 
     Raises:
@@ -23,6 +23,4 @@ def text_preparer(preprocess: dict[str, Any], prompt: str | None = None) -> Call
     if name is not None and name not in prompts:
         raise RequestError(f"Unknown prompt '{name}'. This model has: {', '.join(prompts) or 'none'}.")
     prefix = prompts[name] if name is not None else ""
-    if preprocess.get("lowercase"):
-        return lambda text: (prefix + text).lower()
     return lambda text: prefix + text

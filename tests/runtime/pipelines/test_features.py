@@ -83,14 +83,6 @@ def test_prompts_of_the_checkpoint_go_before_the_text(checkpoint):
         pipeline("book", prompt_name="title")
 
 
-def test_text_is_lowered_where_the_checkpoint_asks_for_it(checkpoint):
-    folder = checkpoint("roberta", "sentence-similarity")
-    bare = torch_pipeline(folder, "sentence-similarity")
-    lowering = torch_pipeline(folder, "sentence-similarity", preprocess={"lowercase": True})
-    np.testing.assert_array_equal(lowering("The BOOK"), bare("the book"))
-    np.testing.assert_array_equal(lowering("BOOK", prompt="The "), bare("the book"))
-
-
 def test_an_encoder_that_gives_sentence_vectors_is_read_as_one(checkpoint):
     manifest = torch_pipeline(
         checkpoint("bert", "feature-extraction"), "feature-extraction", postprocess={"output": "last_hidden_state"}
