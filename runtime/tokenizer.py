@@ -142,7 +142,10 @@ class Tokenizer:
             # The library raises bare Exception, and aborts in its Rust part arrive as a BaseException.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            raise RequestError(f"This text cannot be cut to {max_length} tokens ({truncation}): {error}") from error
+            raise RequestError(
+                f"This text cannot be cut to {max_length} tokens ({truncation}): {error}. "
+                "Shorten the part that is kept whole."
+            ) from error
         return [
             Window(sample, window)
             for sample, encoding in enumerate(found)

@@ -31,6 +31,10 @@ class Pipeline:
     def __init__(self, manifest: Manifest, tokenizer: Tokenizer, session: Session):
         artifact = session.artifact
         names = [spec.name for spec in artifact.inputs]
+        if "input_ids" not in names:
+            raise DamagedError(
+                f"{artifact.path} takes no input_ids, which {self.task} feeds it. Export the bundle again."
+            )
         extra = [name for name in names if name not in tokenizer.spec.inputs]
         if extra:
             raise DamagedError(
@@ -72,7 +76,7 @@ class Pipeline:
         Windows of similar length run together, so that little is padded. `read` gets the outputs of one window, the
         leading axis removed, padding cut off and half precision widened.
         """
-        size = positive("batch_size", batch_size) or self.batch_size
+        size = whole("batch_size", batch_size) or self.batch_size
         results: dict[int, T] = {}
         for group in self._groups([len(window) for window in windows], size):
             inputs = self.tokenizer.batch([windows[index] for index in group], self._length_axis)
@@ -139,12 +143,12 @@ def listed(inputs: Any, kinds: tuple[type, ...], what: str) -> tuple[list[Any], 
     return items, False
 
 
-def positive(name: str, value: int | None) -> int | None:
-    """A whole number of at least 1, or None. Raises RequestError."""
+def whole(name: str, value: int | None, least: int = 1) -> int | None:
+    """A whole number of at least `least`, or None. Raises RequestError."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise RequestError(f"{name} must be a whole number of at least 1, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}.")
     return int(value)
 
 

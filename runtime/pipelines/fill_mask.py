@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import RequestError
 from ..results import Fill
 from ..tokenizer import Window
-from .base import Pipeline, listed, positive
+from .base import Pipeline, listed, whole
 from .maths import best, softmax
 
 
@@ -44,7 +44,7 @@ class FillMask(Pipeline):
             RequestError: a text has no mask, or none that survives truncation.
         """
         items, single = listed(inputs, (str,), "a text")
-        top_k = positive("top_k", top_k) or 5
+        top_k = whole("top_k", top_k) or 5
         mask = self._mask_id
         candidates = None if targets is None else self._target_ids(targets)
         windows = self.tokenizer.encode(items, max_length=self.max_length)

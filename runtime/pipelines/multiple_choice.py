@@ -11,7 +11,7 @@ from ..errors import RequestError
 from ..manifest import Dim
 from ..results import Choice
 from ..tokenizer import Window
-from .base import Pipeline, listed, positive, run_rows, widened
+from .base import Pipeline, listed, run_rows, whole, widened
 from .maths import best, softmax
 
 _EXPECTED = "a {'prompt', 'choices'} pair"
@@ -43,7 +43,7 @@ class MultipleChoice(Pipeline):
             inputs = {"prompt": inputs, "choices": choices}
         items, single = listed(inputs, (dict,), _EXPECTED)
         checked = [_checked(index, item) for index, item in enumerate(items)]
-        size = positive("batch_size", batch_size) or self.batch_size
+        size = whole("batch_size", batch_size) or self.batch_size
         rows = [
             self.tokenizer.encode([prompt] * len(options), options, max_length=self.max_length)
             for prompt, options in checked

@@ -18,7 +18,7 @@ import tokenizers
 from ..errors import RequestError
 from ..results import Answer
 from ..tokenizer import Window
-from .base import Pipeline, listed, positive
+from .base import Pipeline, listed, whole
 
 _EXPECTED = "a {'question', 'context'} pair"
 
@@ -60,27 +60,16 @@ class QuestionAnswering(Pipeline):
             RequestError: a missing or empty question or context, or lengths that do not fit together.
         """
         items, single = _pairs(inputs, question, context)
-        top_k = positive("top_k", top_k) or 1
-        max_answer_len = positive("max_answer_len", max_answer_len) or 15
-        longest = min(positive("max_seq_len", max_seq_len) or 384, self.max_length)
-        stride = min(longest // 2, 128) if doc_stride is None else doc_stride
+        top_k = whole("top_k", top_k) or 1
+        max_answer_len = whole("max_answer_len", max_answer_len) or 15
+        longest = min(whole("max_seq_len", max_seq_len) or 384, self.max_length)
+        whole("doc_stride", doc_stride, least=0)
         # Aligning to words merges candidates, so more are needed.
         candidates = top_k * 2 + 10 if align_to_words else top_k
-        question_first = self.tokenizer.spec.padding_side == "right"
-        first, second = ("question", "context") if question_first else ("context", "question")
         windows = [
-            Window(sample, window.encoding)
-            for sample, item in enumerate(items)
-            for window in self.tokenizer.encode(
-                [item[first]],
-                [item[second]],
-                max_length=longest,
-                truncation="only_second" if question_first else "only_first",
-                stride=stride,
-                overflow=True,
-            )
+            window for sample, item in enumerate(items) for window in self._windows(sample, item, longest, doc_stride)
         ]
-        part = 1 if question_first else 0
+        part = self._context_part
 
         def read(outputs: dict[str, np.ndarray], window: Window) -> tuple[float, list[tuple[int, int, float]]]:
             allowed = self._allowed(window.encoding, part)
@@ -106,6 +95,32 @@ class QuestionAnswering(Pipeline):
             # A context without any token (spaces only) holds no span at all.
             results.append(ranked if top_k > 1 else ranked[0] if ranked else Answer("", 0.0, 0, 0))
         return results[0] if single else results
+
+    @property
+    def _context_part(self) -> int:
+        """Which text of the pair the context is: the second, unless padding comes first."""
+        return 1 if self.tokenizer.spec.padding_side == "right" else 0
+
+    def _windows(self, sample: int, item: dict[str, str], longest: int, doc_stride: int | None) -> list[Window]:
+        """The windows of a context, each with the whole question; just one when both fit in `longest` tokens."""
+        texts = [item["question"], item["context"]] if self._context_part == 1 else [item["context"], item["question"]]
+        (all_of_it,) = self.tokenizer.encode([texts[0]], [texts[1]], truncation=None)
+        if len(all_of_it) <= longest:
+            return [Window(sample, all_of_it.encoding)]
+        room = longest - len(all_of_it) + all_of_it.encoding.sequence_ids.count(self._context_part)
+        if room < 1:
+            raise RequestError(
+                f"Input {sample}: the question leaves no room for the context in {longest} tokens. Shorten it."
+            )
+        windows = self.tokenizer.encode(
+            [texts[0]],
+            [texts[1]],
+            max_length=longest,
+            truncation="only_second" if self._context_part == 1 else "only_first",
+            stride=min(longest // 2, 128, room - 1) if doc_stride is None else doc_stride,
+            overflow=True,
+        )
+        return [Window(sample, window.encoding) for window in windows]
 
     def _allowed(self, encoding: tokenizers.Encoding, part: int) -> np.ndarray:
         """(tokens,) bool: tokens of the context, and the one that stands for "no answer"."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import RequestError
 from ..results import Label
-from .base import Pipeline, choice, listed, positive
+from .base import Pipeline, choice, listed, whole
 from .maths import ACTIVATIONS, best
 
 
@@ -38,7 +38,7 @@ class TextClassification(Pipeline):
             RequestError: something that is not text, or an option that does not exist.
         """
         items, single = listed(inputs, (str, dict), "a text or a {'text', 'text_pair'} pair")
-        top_k = positive("top_k", top_k)
+        top_k = whole("top_k", top_k)
         name = function_to_apply or self.manifest.postprocess.get("activation", "softmax")
         activation = ACTIVATIONS[choice("function_to_apply", name, ACTIVATIONS)]
         labels = self.id2label

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import RequestError
 from ..results import Entity, Token
 from ..tokenizer import Window
-from .base import Pipeline, choice, listed
+from .base import Pipeline, choice, listed, whole
 from .maths import softmax
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -66,6 +66,7 @@ class TokenClassification(Pipeline):
             RequestError: something that is not text, or options that do not go together.
         """
         choice("aggregation_strategy", aggregation_strategy, STRATEGIES)
+        whole("stride", stride, least=0)
         if stride is not None and aggregation_strategy == "none":
             raise RequestError("stride needs an aggregation_strategy: tokens that two windows share are joined by it.")
         if is_split_into_words:

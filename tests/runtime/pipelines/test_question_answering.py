@@ -153,6 +153,14 @@ def test_top_k_gives_a_list_best_first_and_one_gives_an_answer(checkpoint):
     assert answer(question="Where?", context=PASSAGE) == ranked[0] or isinstance(ranked[0], Answer)
 
 
+def test_a_long_question_leaves_less_room_but_is_answered(checkpoint):
+    answer = torch_pipeline(checkpoint("bert", TASK), TASK)
+    question = "where is the book " * 12
+    assert answer(question=question, context="on the table").end <= len("on the table")
+    found = answer(question=question, context=PASSAGE, top_k=40)
+    assert max(a.end for a in found) > len(PASSAGE) * 0.8
+
+
 def test_a_context_of_spaces_holds_no_answer(checkpoint):
     answer = torch_pipeline(checkpoint("bert", TASK), TASK)
     assert answer(question="Where?", context="   ") == Answer("", 0.0, 0, 0)
@@ -187,8 +195,10 @@ def test_spans_are_the_most_probable_ones_that_are_allowed():
         ({"inputs": [{"question": "Where?", "context": 3}]}, "Input 0: the context"),
         ({"question": "Where?", "context": "here", "top_k": 0}, "top_k"),
         ({"question": "Where?", "context": "here", "max_answer_len": 0}, "max_answer_len"),
-        ({"question": "Where " * 80, "context": "here there"}, r"stride|cut"),
+        ({"question": "Where " * 80, "context": "here there"}, "Input 0: the question leaves no room"),
         ({"question": "Where?", "context": "here " * 90, "doc_stride": 60}, "stride"),
+        ({"question": "Where?", "context": "here", "doc_stride": -1}, "doc_stride"),
+        ({"question": "Where?", "context": "here", "doc_stride": "8"}, "doc_stride"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(checkpoint, call, reason):

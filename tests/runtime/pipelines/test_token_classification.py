@@ -105,7 +105,8 @@ def test_results_are_tokens_or_entities(checkpoint):
         ({"aggregation_strategy": "best"}, "Known: none, simple"),
         ({"stride": 8}, "needs an aggregation_strategy"),
         ({"stride": 62, "aggregation_strategy": "simple"}, "does not fit"),
-        ({"stride": -1, "aggregation_strategy": "simple"}, "does not fit"),
+        ({"stride": -1, "aggregation_strategy": "simple"}, "at least 0"),
+        ({"stride": "4", "aggregation_strategy": "simple"}, "at least 0"),
         ({"is_split_into_words": True}, "list of words"),
     ],
 )
