@@ -8,7 +8,7 @@ is computed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DamagedError, UnsupportedError
@@ -165,6 +165,8 @@ class Compiler:
         info = OperationInfo(
             name, proto.type, references, tuple(zip((o.name for o in proto.outputs), types, strict=True)), _notes(proto)
         )
+        if _shape_is_doubtful(proto.type, bindings, types):
+            types = tuple(replace(t, variadic=True) if isinstance(t, TensorType) else t for t in types)
         if proto.type in ("cond", "while_loop"):
             step = self._control(info, bindings, blocks, what)
         else:
@@ -290,6 +292,18 @@ class Compiler:
 
         for index, slot in enumerate(step.outputs):
             self.constants[slot] = lambda index=index: decompress(index)  # type: ignore[misc]
+
+
+def _shape_is_doubtful(kind: str, bindings: dict[str, list[tuple[int, Type]]], types: tuple[Type, ...]) -> bool:
+    """Whether the declared shapes of an operation's results must not be relied on.
+
+    coremltools infers the shape of `select` from its branches alone (iOS15/control_flow.py), so that a mask chosen
+    between two scalars is declared a scalar; so are the values made of it. A variadic type leaves shapes open.
+    """
+    given = {key: slots[0][1] for key, slots in bindings.items() if slots}
+    if kind == "select" and isinstance(condition := given.get("cond"), TensorType):
+        return any(isinstance(t, TensorType) and t.shape != condition.shape for t in types)
+    return any(isinstance(t, TensorType) and t.variadic for slots in bindings.values() for _, t in slots)
 
 
 def body_names(function: Any) -> list[str]:

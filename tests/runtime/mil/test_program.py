@@ -226,6 +226,19 @@ def test_a_result_that_is_not_what_the_program_declares_is_refused(tmp_path):
         Program.load(b.save(tmp_path / "n.mlpackage", "y")).predict({"x": np.ones(3)})
 
 
+def test_a_mask_that_coremltools_declares_a_scalar_is_executed_as_the_tensor_it_is(tmp_path):
+    """Its `select` infers a shape from the branches alone; what follows inherits it."""
+    b = Builder()
+    b.input("x", "fp32", (2, 3))
+    b.op("greater", ("bool", (2, 3)), x="x", y=np.float32(0), name="positive")
+    b.op("select", ("fp32", ()), cond="positive", a=np.float32(0), b=np.float32(-5), name="mask")
+    b.op("cast", ("fp16", ()), x="mask", dtype=literal("fp16"), name="half")
+    b.op("cast", ("fp32", ()), x="half", dtype=literal("fp32"), name="whole")
+    b.op("add", ("fp32", (2, 3)), x="x", y="whole", name="y")
+    y = Program.load(b.save(tmp_path / "m.mlpackage", "y")).predict({"x": [[1, -1, 2], [-2, 3, -3]]})["y"]
+    assert y.tolist() == [[1, -6, 2], [-7, 3, -8]]
+
+
 def test_unknown_precision_is_refused(tmp_path):
     path, *_ = two_layers(tmp_path / "m.mlpackage")
     with pytest.raises(RequestError, match=r"precision 'bf16': give"):
