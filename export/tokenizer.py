@@ -110,6 +110,7 @@ def _config(source: Source, concrete: str, max_length: int, inputs: tuple[str, .
         truncation_side=tokenizer.truncation_side,
         clean_up_tokenization_spaces=bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
     )
+    config.update(_bert_settings(tokenizer))
     for role in _ROLES:
         token = getattr(tokenizer, f"{role}_token")
         if token is not None:
@@ -117,11 +118,24 @@ def _config(source: Source, concrete: str, max_length: int, inputs: tuple[str, .
     return config
 
 
+def _bert_settings(tokenizer: Any) -> dict[str, Any]:
+    """What readers of WordPiece take from the settings rather than from tokenizer.json; absent, they lower-case."""
+    normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"] or {}
+    if normalizer.get("type") != "BertNormalizer":
+        return {}
+    found = {"do_lower_case": normalizer["lowercase"], "tokenize_chinese_chars": normalizer["handle_chinese_chars"]}
+    if normalizer["strip_accents"] is not None:
+        found["strip_accents"] = normalizer["strip_accents"]
+    return found
+
+
 def _write_vocabulary(source: Source, folder: Path, model: dict[str, Any], kind: str) -> None:
     """The files that readers from before `tokenizer.json` ask for."""
     if kind in ("wordpiece", "wordlevel"):
-        tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-        if all("\n" not in token and "\r" not in token for token in tokens):
+        ids = source.tokenizer.get_vocab()  # with the tokens that were added to it
+        tokens = sorted(ids, key=ids.__getitem__)
+        counted = [ids[token] for token in tokens] == list(range(len(tokens)))  # the line number is the id
+        if counted and not any(end in token for token in tokens for end in "\n\r\u0085\u2028\u2029"):
             (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
     elif kind == "byte-level-bpe":
         vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
