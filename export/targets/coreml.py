@@ -37,7 +37,13 @@ if importlib.util.find_spec("coremltools") is None:  # imported when it is used:
 PATH = "coreml/model.mlpackage"
 _LONGEST = 2048  # where a model sets no bound: Core ML wants one for every axis
 _DTYPES = {"int64": "int32", "bool": "int32", "float64": "float32", "float16": "float32", "bfloat16": "float32"}
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# Words of the language that ML Programs are written in; coremltools would rename a tensor called so.
+_RESERVED = frozenset(
+    ["any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "state"]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+    + ["bf16", "fp16", "fp32", "fp64"]
+)
 _MACOS = {"16": "13.0", "17": "14.0", "18": "15.0"}  # the macOS with the same operations
 
 
@@ -117,9 +123,10 @@ def _signature(spec: TensorSpec, dims: dict[str, Dim]) -> TensorSpec:
 
 def _check_names(captured: Captured) -> None:
     for spec in (*captured.inputs, *captured.outputs):
-        if not _NAME.fullmatch(spec.name):
+        if not _NAME.fullmatch(spec.name) or spec.name in _RESERVED:
             raise RequestError(
-                f"'{spec.name}' cannot name a tensor in Core ML. Use letters, digits and underscores, no digit first."
+                f"'{spec.name}' cannot name a tensor in Core ML. Use letters, digits and underscores, a letter first, "
+                f"and none of its own words (tensor, state, list, ...)."
             )
     shared = {spec.name for spec in captured.inputs} & {spec.name for spec in captured.outputs}
     if shared:

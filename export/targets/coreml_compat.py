@@ -122,25 +122,42 @@ def convertible(target: Any) -> bool:
 _ALL = "coremltools <= 9.0"
 
 
-@workaround(_ALL, "NotImplementedError: Unsupported fx node, kind alias / detach / lift_fresh_copy")
-def copies_are_identities(stack: ExitStack) -> None:
-    """`alias`, `detach`, `lift_fresh_copy` and assertions compute nothing; some have no translation."""
+@workaround(_ALL, "NotImplementedError: Unsupported fx node, kind alias")
+def aliases_are_identities(stack: ExitStack) -> None:
+    """Decomposition makes `alias` of `detach` and of constants; it computes nothing and has no translation."""
 
     def identity(context: Any, node: Any) -> None:
         from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 
         context.add(_get_inputs(context, node)[0], torch_name=node.name)
 
-    for name in ("alias", "detach", "lift_fresh_copy"):
-        registered(stack, name, identity)
+    registered(stack, "alias", identity)
 
 
-@workaround(_ALL, "NotImplementedError: Unsupported fx node, kind __and__")
-def double_underscore_operators(stack: ExitStack) -> None:
-    """The registry strips the underscores of `__and__` when it looks up a name, not when it is asked if it has it."""
+@workaround(_ALL, "NotImplementedError: Unsupported fx node, kind __and__ / __or__ / bitwise_or / __xor__")
+def truth_values_combine(stack: ExitStack) -> None:
+    """`&` of truth values has a translation, which is not found as `__and__`; `|` and `^` have none.
+
+    Their bits are not to be had in Core ML: on integers, which `logical_or` would silently take for truth values, the
+    conversion stops.
+    """
     table = _registry().name_to_func_mapping
-    for name in ("and", "or"):
-        registered(stack, f"__{name}__", table.get(name) or table[f"logical_{name}"])
+    registered(stack, "__and__", table["bitwise_and"])  # looked up as `and`, which is there
+    for name in ("or", "xor"):
+        for spelled in (name, f"__{name}__", f"bitwise_{name}"):
+            registered(stack, spelled, _of_truth_values(table[f"logical_{name}"]))
+
+
+def _of_truth_values(translate: Callable) -> Callable:
+    def translate_checked(context: Any, node: Any) -> None:
+        from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+        from coremltools.converters.mil.mil import types
+
+        if not all(types.is_bool(value.dtype) for value in _get_inputs(context, node)):
+            raise NotImplementedError("Core ML combines truth values, not the bits of integers")
+        translate(context, node)
+
+    return translate_checked
 
 
 @workaround(_ALL, "NotImplementedError: Unsupported fx node, kind to.dtype")
