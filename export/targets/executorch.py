@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
 from ...runtime.backends.executorch import IDENTITY_METHOD
@@ -15,6 +14,7 @@ from ...runtime.manifest import Artifact, Dim
 from .. import hf
 from ..capture import Captured
 from . import Options, Target, UnsupportedOperation
+from .executorch_partition import Partitioner
 from .executorch_patches import quick
 from .executorch_rewrites import plain_reshapes, rewrite
 
@@ -61,12 +61,13 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
         raise RequestError("The ExecuTorch target writes fp32 only so far. Leave --quantize fp16 out for it.")
     captured = captured.specialize(_planned_axes(captured, artifact))
     program = captured.private_program()
+    program._state_dict, program._constants = dict(program.state_dict), dict(program.constants)
     with hf.executorch_patches(program), quick(), torch.no_grad():
         rewrite(program)
         edge = to_edge_transform_and_lower(
             program,
             transform_passes=[plain_reshapes],
-            partitioner=[XnnpackPartitioner()],
+            partitioner=[Partitioner()],
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
             constant_methods=_constants(artifact, identity),
         )

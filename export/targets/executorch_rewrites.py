@@ -1,8 +1,9 @@
 """Rewrites that let XNNPACK take the whole of a transformer in one piece, each exact to the noise of fp32.
 
 A `.pte` runs what XNNPACK accepts inside delegates and the rest, operation by operation, on ExecuTorch's own kernels.
-XNNPACK has no layer norm and no attention, and takes a reshape only when at most one size of the result is unknown;
-left alone, those break a model into several delegates a layer. Here they are written in what XNNPACK has.
+XNNPACK has no attention, no layer norm, no sums along an axis and no slices of tensors of unknown size, multiplies
+3-D tensors only, and takes a reshape only when at most one size of the result is unknown. Left alone, those break a
+model into several delegates a layer. Here they are written in what XNNPACK has.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from ..normalize import insert
 aten = torch.ops.aten
 edge = ops.edge
 
+# Up to this many columns a slice of the last axis is cheaper as a product with a 0/1 matrix than outside a delegate.
+_WIDEST_SELECTION = 128
+
 _EDGE_RESHAPES = (
     edge.aten.view_copy.default,
     edge.aten.squeeze_copy.dims,
@@ -31,20 +35,38 @@ _EDGE_RESHAPES = (
     edge.aten.unsqueeze_copy.default,
     edge.aten.expand_copy.default,
 )
+# Work on one element at a time, with the usual broadcasting.
+_ELEMENTWISE = {
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.neg.default,
+    aten.tanh.default,
+    aten.sigmoid.default,
+    aten.exp.default,
+    aten.clamp.default,
+    aten.relu.default,
+}
+_SOFTMAX = (aten.softmax.int, aten._softmax.default)
 
 
 def rewrite(program: ExportedProgram) -> None:
-    """Apply every rewrite to a program, in place."""
-    for node in list(program.graph.nodes):
-        change = _REWRITES.get(node.target)
-        if change is not None:
-            result = change(program, node)
-            if result is not None:
-                node.replace_all_uses_with(result)
-                program.graph.erase_node(node)
+    """Apply every rewrite to a program, in place. The program's dictionaries of weights must be its own."""
+    _apply(program, _REWRITES)
+    _drop_leading_one(program)
     program.graph.eliminate_dead_code()
     program.graph.lint()
     program.graph_module.recompile()
+
+
+def _apply(program: ExportedProgram, table: dict[Any, Callable[[ExportedProgram, Node], Node | None]]) -> None:
+    for node in list(program.graph.nodes):
+        change = table.get(node.target)
+        result = change(program, node) if change is not None else None
+        if result is not None:
+            node.replace_all_uses_with(result)
+            program.graph.erase_node(node)
 
 
 class _Builder:
@@ -57,65 +79,206 @@ class _Builder:
         return insert(self._node.graph, self._node, target, args)
 
 
+def _value(node: Any) -> torch.Tensor:
+    return node.meta["val"]
+
+
+def _arguments(node: Node) -> dict[str, Any]:
+    """All arguments of a call by name, defaults included."""
+    found = {}
+    for place, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        default = argument.default_value if argument.has_default_value() else None
+        found[argument.name] = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name, default)
+    return found
+
+
+# --- operations -----------------------------------------------------------------------------------------------------
+
+
 def _attention(program: ExportedProgram, node: Node) -> Node | None:
-    """Attention on 3-D tensors (heads, length, depth), for a batch of one: two `bmm` around a softmax.
+    """Attention on 3-D tensors (batch * heads, length, depth): two `bmm` around a softmax.
 
     PyTorch's own decomposition keeps 4-D tensors, broadcasts with `expand`, scales twice and mends rows that are
-    masked whole; XNNPACK takes none of the first two. Masks here are additive and finite (see `normalize.py`).
+    masked whole; XNNPACK takes none of it. Masks here are additive and finite (see `normalize.py`).
     """
-    query, key, value = node.args[:3]
-    shapes = [argument.meta["val"].shape for argument in (query, key, value)]  # type: ignore[union-attr]
-    mask = node.kwargs.get("attn_mask")
+    given = _arguments(node)
+    query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
+    shapes = [_value(argument).shape for argument in (query, key, value)]
     if (
-        any(len(shape) != 4 or str(shape[0]) != "1" for shape in shapes)
-        or any(not isinstance(shape[axis], int) for shape in shapes for axis in (1, 3))
+        any(len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int) for shape in shapes)
         or shapes[0][1] != shapes[1][1]
-        or node.kwargs.get("is_causal")
-        or node.kwargs.get("dropout_p")
-        or (isinstance(mask, Node) and (mask.meta["val"].dtype == torch.bool or str(mask.meta["val"].shape[0]) != "1"))
+        or given["is_causal"]
+        or given["dropout_p"]
+        or (mask is not None and not _value(mask).dtype.is_floating_point)
     ):
         return None
     build = _Builder(node)
-    depth = shapes[0][3]
-    scale = node.kwargs.get("scale") or 1 / math.sqrt(depth)
-    query = build(aten.squeeze.dim, build(aten.mul.Tensor, query, scale), 0)
-    key = build(aten.permute.default, build(aten.squeeze.dim, key, 0), [0, 2, 1])
-    value = build(aten.squeeze.dim, value, 0)
-    scores = build(aten.bmm.default, query, key)
-    if isinstance(mask, Node):
-        while mask.meta["val"].dim() > 3:
+    heads, depth = shapes[0][1], shapes[0][3]
+    scale = given["scale"] if given["scale"] is not None else 1 / math.sqrt(depth)
+    query, key, value = (build(aten.flatten.using_ints, each, 0, 1) for each in (query, key, value))
+    scores = build(aten.bmm.default, build(aten.mul.Tensor, query, scale), build(aten.permute.default, key, [0, 2, 1]))
+    if mask is not None and (_value(mask).dim() < 4 or str(_value(mask).shape[0]) == "1" == str(shapes[0][0])):
+        while _value(mask).dim() > 3:
             mask = build(aten.squeeze.dim, mask, 0)
         scores = build(aten.add.Tensor, scores, mask)
+    elif mask is not None:
+        apart = build(aten.add.Tensor, build(aten.unflatten.int, scores, 0, [-1, heads]), mask)
+        scores = build(aten.flatten.using_ints, apart, 0, 1)
     mixed = build(aten.bmm.default, build(aten.softmax.int, scores, -1), value)
-    return build(aten.unsqueeze.default, mixed, 0)
+    return build(aten.unflatten.int, mixed, 0, [-1, heads])
+
+
+def _matmul(program: ExportedProgram, node: Node) -> Node | None:
+    """A product of 4-D tensors with one batch and equal heads, in 3-D."""
+    shapes = [_value(argument).shape for argument in node.args[:2]]
+    if any(len(shape) != 4 or not isinstance(shape[1], int) for shape in shapes) or shapes[0][1] != shapes[1][1]:
+        return None
+    if str(shapes[0][0]) != str(shapes[1][0]):
+        return None
+    build = _Builder(node)
+    left, right = (build(aten.flatten.using_ints, each, 0, 1) for each in node.args[:2])
+    product = build(aten.bmm.default, left, right)
+    if str(shapes[0][0]) == "1":
+        return build(aten.unsqueeze.default, product, 0)
+    return build(aten.unflatten.int, product, 0, [-1, shapes[0][1]])
 
 
 def _layer_norm(program: ExportedProgram, node: Node) -> Node | None:
-    """Layer norm over the last axis: XNNPACK has no sum along an axis, but a product with a vector of 1/n is a mean."""
-    source, shape, weight, bias, epsilon = (*node.args, None, None, 1e-5)[:5] if len(node.args) < 5 else node.args[:5]
-    if len(shape) != 1 or source.meta["val"].dtype != torch.float32:  # type: ignore[union-attr, arg-type]
+    """Layer norm over the last axis, its two means as products with a vector of 1/n."""
+    given = _arguments(node)
+    source, shape = given["input"], given["normalized_shape"]
+    if len(shape) != 1 or _value(source).dtype != torch.float32:
         return None
     build = _Builder(node)
-    size = shape[0]  # type: ignore[index]
-    average = add_constant(program, f"palmtop_average_{size}", torch.full((1, size), 1.0 / size))
+    average = _averaging(program, shape[0])
     centered = build(aten.sub.Tensor, source, build(aten.linear.default, source, average))
     variance = build(aten.linear.default, build(aten.mul.Tensor, centered, centered), average)
-    result = build(aten.mul.Tensor, centered, build(aten.rsqrt.default, build(aten.add.Tensor, variance, epsilon)))
-    if weight is not None:
-        result = build(aten.mul.Tensor, result, weight)
-    if bias is not None:
-        result = build(aten.add.Tensor, result, bias)
+    spread = build(aten.rsqrt.default, build(aten.add.Tensor, variance, given["eps"]))
+    result = build(aten.mul.Tensor, centered, spread)
+    if given["weight"] is not None:
+        result = build(aten.mul.Tensor, result, given["weight"])
+    if given["bias"] is not None:
+        result = build(aten.add.Tensor, result, given["bias"])
     return result
+
+
+def _averaging(program: ExportedProgram, size: int) -> Node:
+    return add_constant(program, f"palmtop_average_{size}", torch.full((1, size), 1.0 / size))
+
+
+def _reduction(program: ExportedProgram, node: Node) -> Node | None:
+    """A mean or sum over the last axis, as a product with a vector of 1/n or of ones."""
+    given = _arguments(node)
+    source, axes = given["self"], given["dim"]
+    shape = _value(source).shape
+    if (
+        not axes
+        or len(axes) != 1
+        or axes[0] not in (-1, len(shape) - 1)
+        or len(shape) < 2
+        or not isinstance(shape[-1], int)
+        or _value(source).dtype != torch.float32
+        or _value(node).dtype != torch.float32
+    ):
+        return None
+    build = _Builder(node)
+    if node.target is aten.mean.dim:
+        vector = _averaging(program, shape[-1])
+    else:
+        vector = add_constant(program, f"palmtop_ones_{shape[-1]}", torch.ones(1, shape[-1]))
+    result = build(aten.linear.default, source, vector)
+    return result if given["keepdim"] else build(aten.squeeze.dim, result, -1)
+
+
+def _power(program: ExportedProgram, node: Node) -> Node | None:
+    """Small powers as products (the tanh form of GELU has a cube, norms have squares)."""
+    source, exponent = node.args[:2]
+    if exponent not in (2, 3) or not _value(source).dtype.is_floating_point:
+        return None
+    build = _Builder(node)
+    square = build(aten.mul.Tensor, source, source)
+    return square if exponent == 2 else build(aten.mul.Tensor, square, source)
+
+
+def _slice(program: ExportedProgram, node: Node) -> Node | None:
+    """A slice of the last, short axis (the halves that rotary positions exchange), as a product with a 0/1 matrix."""
+    given = _arguments(node)
+    source = given["self"]
+    shape = _value(source).shape
+    width = shape[-1] if shape else 0
+    if (
+        given["dim"] not in (-1, len(shape) - 1)
+        or all(isinstance(size, int) for size in shape)  # XNNPACK slices what it knows the size of
+        or not isinstance(width, int)
+        or width > _WIDEST_SELECTION
+        or given["step"] != 1
+        or _value(source).dtype != torch.float32
+    ):
+        return None
+    start, stop, _ = slice(given["start"], given["end"]).indices(width)
+    rows = torch.eye(width)[start:stop].contiguous()
+    matrix = add_constant(program, f"palmtop_select_{start}_{stop}_of_{width}", rows)
+    return _Builder(node)(aten.linear.default, source, matrix)
 
 
 _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     aten.scaled_dot_product_attention.default: _attention,
+    aten.matmul.default: _matmul,
     aten.layer_norm.default: _layer_norm,
+    aten.mean.dim: _reduction,
+    aten.sum.dim_IntList: _reduction,
+    aten.pow.Tensor_Scalar: _power,
+    aten.slice.Tensor: _slice,
 }
 
 
+# --- whole graphs ---------------------------------------------------------------------------------------------------
+
+
+def _drop_leading_one(program: ExportedProgram) -> None:
+    """Carry attention scores (1, heads, length, length) as (heads, length, length) from one product to the next.
+
+    Between two products in 3-D stand additions of biases and masks, and the softmax. A reshape with two unknown sizes
+    is what XNNPACK refuses, so the axis of one is not put back until something else asks for it.
+    """
+    graph = program.graph
+    thin: dict[Node, Node] = {}
+    for node in list(graph.nodes):
+        if node.target is aten.unsqueeze.default and node.args[1] == 0 and _value(node).dim() == 4:
+            thin[node] = node.args[0]
+        elif node.target in (aten.reshape.default, *_SOFTMAX, *_ELEMENTWISE):
+            result = _thinned(node, thin)
+            if result is not None:
+                again = _Builder(node)(aten.unsqueeze.default, result, 0)
+                thin[again] = result
+                node.replace_all_uses_with(again)
+                graph.erase_node(node)
+
+
+def _thinned(node: Node, thin: dict[Node, Node]) -> Node | None:
+    """The call without the leading axis of its 4-D operands, when one of them is known without."""
+    if not any(argument in thin for argument in node.all_input_nodes) or _value(node).dim() != 4 or node.kwargs:
+        return None
+    if node.target is aten.reshape.default:
+        same = same_shape(_value(node.args[0]).shape, _value(node).shape)
+        return thin[node.args[0]] if same else None  # type: ignore[index]
+    operands = [argument for argument in node.args if isinstance(argument, Node)]
+    if any(_value(operand).dim() == 4 and str(_value(operand).shape[0]) != "1" for operand in operands):
+        return None
+    build = _Builder(node)
+    arguments = list(node.args)
+    if node.target in _SOFTMAX and arguments[1] >= 0:  # type: ignore[operator]
+        arguments[1] -= 1  # type: ignore[operator]
+        if arguments[1] < 0:  # type: ignore[operator]
+            return None
+    for place, argument in enumerate(arguments):
+        if isinstance(argument, Node) and _value(argument).dim() == 4:
+            arguments[place] = thin[argument] if argument in thin else build(aten.squeeze.dim, argument, 0)
+    return build(node.target, *arguments)  # type: ignore[arg-type]
+
+
 def plain_reshapes(module: torch.fx.GraphModule) -> PassResult:
-    """Write every change of shape on the edge graph as one reshape from sizes of which at most one is `-1`.
+    """Write every change of shape on the edge graph as one reshape to sizes of which at most one is `-1`.
 
     XNNPACK takes `view_copy` alone, without sizes that are nodes of the graph. Chains of them become one, and what
     changes nothing goes.
@@ -124,12 +287,12 @@ def plain_reshapes(module: torch.fx.GraphModule) -> PassResult:
     for node in list(graph.nodes):
         if node.target not in _EDGE_RESHAPES or not isinstance(node.args[0], Node):
             continue
-        shape, source = node.meta["val"].shape, node.args[0]
-        if node.target is edge.aten.expand_copy.default and not same_shape(shape, source.meta["val"].shape):
+        shape, source = _value(node).shape, node.args[0]
+        if node.target is edge.aten.expand_copy.default and not same_shape(shape, _value(source).shape):
             continue
-        while source.target is edge.aten.view_copy.default:
+        while source.target in _EDGE_RESHAPES and source.target is not edge.aten.expand_copy.default:
             source = source.args[0]  # type: ignore[assignment]
-        if same_shape(shape, source.meta["val"].shape):
+        if same_shape(shape, _value(source).shape):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
         elif sum(not isinstance(size, int) for size in shape) <= 1:
