@@ -22,6 +22,9 @@ Call = Callable[[torch.nn.Module, dict[str, torch.Tensor]], object]
 
 # The noise floor needs a copy of the model in fp64; beyond this many parameters a perturbed run stands in for it.
 _MOST_FOR_FP64 = 400_000_000
+# The noise floor is measured on cases of this many tokens in all; of pixels or samples, for models without text.
+_NOISE_TOKENS = 1024
+_NOISE_ELEMENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Reference:
 
     def noise(self, cases: Sequence[Case]) -> dict[str, Noise]:
         """How far fp32 is from fp64 on these cases, by output: no other fp32 kernel can be held to less."""
+        cases = _within_budget(cases)
         other = self._other_model(cases[0].feeds)
         comparisons = {spec.name: Comparison(spec.name) for spec in self.outputs}
         for case in cases:
@@ -82,6 +86,23 @@ class Reference:
                     sign = torch.randint(0, 2, parameter.shape, generator=generator).to(parameter.dtype) * 2 - 1
                     parameter.mul_(1 + sign * 2.0**-23)
         return rounded
+
+
+def _within_budget(cases: Sequence[Case]) -> list[Case]:
+    """The smaller cases, up to a total size, and at least one: fp64 is slow, and a floor needs no thousand inputs."""
+    budget = _NOISE_TOKENS if "input_ids" in cases[0].feeds else _NOISE_ELEMENTS
+    chosen: list[Case] = []
+    total = 0
+    for case in sorted(cases, key=_size):
+        total += _size(case)
+        if chosen and total > budget:
+            break
+        chosen.append(case)
+    return chosen
+
+
+def _size(case: Case) -> int:
+    return max(array.size for array in case.feeds.values())
 
 
 def valid_reference_rows(output: np.ndarray, spec: TensorSpec, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

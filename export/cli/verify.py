@@ -86,9 +86,10 @@ def _reference_cases(arguments: argparse.Namespace, bundle: Bundle) -> tuple[lis
         trust_remote_code=arguments.trust_remote_code,
     )
     reference, texts, cases = checkpoint_reference(source, manifest.tokenizer.max_length, manifest.tokenizer.inputs)
+    noise = reference.noise(cases)
     if arguments.inputs:
         cases = cases + file_cases(reference, texts, read_inputs(Path(arguments.inputs)))
-    return cases, reference.noise(cases)
+    return cases, noise
 
 
 def read_inputs(path: Path) -> list[str | tuple[str, str]]:
