@@ -49,10 +49,32 @@ def _ordered(x: np.ndarray, direction: str) -> np.ndarray:
     return x if direction == "forward" else x[::-1]
 
 
+def _state(initial: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The initial state of each of the sequences of `x` [s, b, i]: the first b rows of `initial`.
+
+    More rows than sequences are tolerated: coremltools converts a packed sequence (pack_padded_sequence) to a state
+    with as many rows as the longest sequence has steps, and its tests expect Core ML to execute it.
+    """
+    batch = x.shape[1]
+    if initial.ndim != 2 or len(initial) < batch:
+        raise ValueError(f"an initial state {initial.shape} does not fit {batch} sequences")
+    return initial[:batch]
+
+
 def _projected(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """What the inputs of all steps give to the gates, in one product: [s, b, gates * h]."""
     result = np.matmul(x, weight.T)
     return result if bias is None else result + bias
+
+
+def _for_batch(state: np.ndarray, batch: int) -> np.ndarray:
+    """An initial state for `batch` sequences; rows that are all alike may be more or fewer than there are sequences.
+
+    coremltools converts packed sequences with initial zeros for another batch size, and Core ML runs the result.
+    """
+    if len(state) != batch and len(state) and (state == state[:1]).all():
+        return np.repeat(state[:1], batch, axis=0)
+    return state
 
 
 @op("rnn")
@@ -69,8 +91,8 @@ def rnn(
     """h = activation(W_ih x + W_hh h + b). Returns all states (or the last, [1, b, h]) and the last one."""
     act = _activation(activation)
     gates = _projected(_ordered(x, direction), weight_ih, bias)
-    h = initial_h
-    states = np.empty((len(x), *initial_h.shape), np.float32)
+    h = _state(initial_h, x)
+    states = np.empty((len(x), *h.shape), np.float32)
     for t, given in enumerate(gates):
         h = act(given + h @ weight_hh.T)
         states[t] = h
@@ -102,8 +124,8 @@ def gru(
     size = weight_hh.shape[1]
     own = np.zeros(3 * size, np.float32) if bias is None else np.asarray(bias)
     reset, new, update = slice(0, size), slice(size, 2 * size), slice(2 * size, 3 * size)
-    h = initial_h
-    states = np.empty((len(x), *initial_h.shape), np.float32)
+    h = _state(initial_h, x)
+    states = np.empty((len(x), *h.shape), np.float32)
     for t, given in enumerate(gates):
         if reset_after:
             hidden = h @ weight_hh.T + own
@@ -144,6 +166,8 @@ def lstm(
     the documentation speaks of the "cell gate"). A bidirectional layer has [b, 2 * h] states, forward half first.
     """
     acts = (_activation(recurrent_activation), _activation(cell_activation), _activation(activation))
+    initial_h, initial_c = _for_batch(initial_h, x.shape[1]), _for_batch(initial_c, x.shape[1])
+    initial_h, initial_c = _state(initial_h, x), _state(initial_c, x)
     if direction != "bidirectional":
         states, h, c = _lstm(
             _ordered(x, direction), initial_h, initial_c, weight_ih, weight_hh, bias, peephole, acts, clip

@@ -111,3 +111,13 @@ def test_unknown_activations_and_directions_are_refused():
         rnn(x, h, w_ih, w_hh, activation="swish")
     with pytest.raises(ValueError, match="sideways"):
         rnn(x, h, w_ih, w_hh, direction="sideways")
+
+
+def test_an_initial_state_may_have_too_many_rows_but_not_too_few():
+    x, h = normal(STEPS, BATCH, INPUTS), normal(BATCH + 2, SIZE)
+    w_ih, w_hh = normal(4 * SIZE, INPUTS), normal(4 * SIZE, SIZE)
+    exact = lstm(x, h[:BATCH], h[:BATCH], w_ih, w_hh)
+    for ours, expected in zip(lstm(x, h, h, w_ih, w_hh), exact, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    with pytest.raises(ValueError, match="does not fit 3 sequences"):
+        lstm(x, h[:2], h[:2], w_ih, w_hh)
