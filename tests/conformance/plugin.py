@@ -20,30 +20,46 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import coremltools._deps as dependencies
-import coremltools.models.model as model_module
-import coremltools.models.utils as model_utils
 import numpy as np
 import pytest
-from palmtop.runtime.mil import Program
-from PIL import Image
-
-# The tests compare values only where Core ML could run: say that this is a Mac of the newest release they know.
-model_utils._macos_version = lambda: (15, 9)
-dependencies._IS_MACOS = True
 
 
-class _Absent(ModuleType):
-    """A module that is not installed: tests that reach for anything in it are skipped."""
+class _Absent:
+    """Anything in a module that is not installed: tests that call it are skipped."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        pytest.skip(f"{self.__name__} is not installed")
+        return _Absent(f"{self._name}.{name}")
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        pytest.skip(f"{self._name} is not installed")
 
 
-if importlib.util.find_spec("torchvision") is None:
-    sys.modules["torchvision"] = _Absent("torchvision")
+class _AbsentModule(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Absent(f"{self.__name__}.{name}")
+
+
+# Test modules import these at their top, for a few of their tests.
+for _name in ("torchvision", "peft"):
+    if importlib.util.find_spec(_name) is None:
+        sys.modules[_name] = _AbsentModule(_name)
+
+import coremltools._deps as dependencies  # noqa: E402  (it looks for the modules above)
+import coremltools.models.model as model_module  # noqa: E402
+import coremltools.models.utils as model_utils  # noqa: E402
+from palmtop.runtime.mil import Program  # noqa: E402
+from PIL import Image  # noqa: E402
+
+# The tests compare values only where Core ML could run: say that this is a Mac of the newest release they know.
+model_utils._macos_version = lambda: (15, 9)
+dependencies._IS_MACOS = True
 
 _predictions = 0
 _outcomes: dict[str, dict[str, Any]] = {}
@@ -59,6 +75,7 @@ def _predict(self: Any, data: dict[str, Any], state: Any = None) -> dict[str, An
     global _predictions
     if self._spec.WhichOneof("Type") != "mlProgram":
         pytest.skip("not an ML Program")
+    self._verify_input_dict(data)  # what coremltools checks before it hands the inputs to Core ML
     _predictions += 1
     program = _program(self)
     outputs = program.predict(data, state=state)

@@ -52,7 +52,13 @@ def wheel() -> Path:
 
 
 def run(
-    suite: str, per: int = 0, workers: int = 1, only: str | None = None, timeout: int = 120, total: int = 0
+    suite: str,
+    per: int = 0,
+    workers: int = 1,
+    only: str | None = None,
+    timeout: int = 120,
+    total: int = 0,
+    verbose: bool = False,
 ) -> Outcomes:
     """Outcome of every test of a suite, by its name relative to the wheel; `per` and `total` draw a sample."""
     folder = wheel()
@@ -80,7 +86,8 @@ def run(
         command += ["-k", only] if only else []
         command += [str(folder / part) for part in SUITES[suite]]
         # Tests write files where they stand: let that be a folder that goes away.
-        finished = subprocess.run(command, env=environment, cwd=scratch, stdout=subprocess.DEVNULL, check=False)
+        log = None if verbose else subprocess.DEVNULL
+        finished = subprocess.run(command, env=environment, cwd=scratch, stdout=log, check=False)
         if not out.exists():
             sys.exit(f"pytest ended with code {finished.returncode} and no outcomes; by hand: {' '.join(command)}")
         return json.loads(out.read_text("utf-8"))
@@ -158,7 +165,7 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="do not write docs/conformance*.md")
     options = parser.parse_args()
     start = time.monotonic()
-    outcomes = run(options.suite, options.per, options.workers, options.only, options.timeout, options.total)
+    outcomes = run(options.suite, options.per, options.workers, options.only, options.timeout, options.total, True)
     text = report(outcomes, options.suite, options.per)
     if not options.no_write and not options.only:
         name = "conformance.md" if options.suite == "ops" else f"conformance-{options.suite}.md"
