@@ -121,14 +121,11 @@ def _passes(precision: str) -> list[str]:
 
 
 def _run_passes(program: Program, passes: list[str], selector: Callable[[Operation], bool] | None) -> None:
-    cast = PASS_REGISTRY["common::add_fp16_cast"]
-    previous = cast.op_selector
-    cast.op_selector = selector
-    try:
-        for name in passes:
-            PASS_REGISTRY[name](program)
-    finally:
-        cast.op_selector = previous
+    for name in passes:
+        graph_pass = PASS_REGISTRY[name]
+        if name == "common::add_fp16_cast":
+            graph_pass.op_selector = selector
+        graph_pass(program)
     program.validate(check_essential_scope=True)
     program._check_early_error_out_for_invalid_program()
 

@@ -109,7 +109,9 @@ def stamp(graph: Graph) -> None:
 
 def modules_by_handle(graph: Graph) -> dict[int, str]:
     """Stamped number -> path of the PyTorch module the node came from."""
-    return {node.meta[HANDLE]: module_path(node) for node in graph.nodes}
+    paths = {node.meta[HANDLE]: module_path(node) for node in graph.nodes}
+    # torch.export's name for a node of no module: one that measures an input.
+    return {handle: "" if path.startswith("_empty_nn_module_stack") else path for handle, path in paths.items()}
 
 
 def static_shapes(graph: Graph) -> None:
