@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
-from .errors import RequestError
+from .errors import PalmtopError, RequestError
 from .golden import Expected, GoldenCase
 from .manifest import Artifact, Dim, TokenizerSpec
 from .parity import Agreement, Comparison, Measure, Noise, bound_for
@@ -143,7 +143,11 @@ def verify_artifact(
         if fitted is None:
             report.skipped.append(case.name)
             continue
-        outputs = session.run(fitted)
+        try:
+            outputs = session.run(fitted)
+        except PalmtopError as error:
+            report.reason = f"cannot be executed on '{case.name}': {error}"
+            return report
         for name, comparison in comparisons.items():
             rows = valid_rows(outputs[name], artifact, name, fitted)
             if len(rows) < len(case.expected[name]):
