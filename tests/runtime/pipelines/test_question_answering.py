@@ -153,6 +153,23 @@ def test_top_k_gives_a_list_best_first_and_one_gives_an_answer(checkpoint):
     assert answer(question="Where?", context=PASSAGE) == ranked[0] or isinstance(ranked[0], Answer)
 
 
+def test_there_is_no_answer_only_when_no_window_has_one():
+    class NoAnswerNearTheMark(MadeUpModel):
+        """Sure that windows with an exclamation mark (id 5) hold no answer, and that all others do."""
+
+        def run(self, feeds):
+            logits = np.zeros(feeds["input_ids"].shape, np.float32)
+            logits[:, 0] = [20.0 if 5 in row else -20.0 for row in feeds["input_ids"].tolist()]
+            return {"start_logits": logits, "end_logits": logits}
+
+    answer = made_up_pipeline("wordpiece")
+    answer.session.runner = NoAnswerNearTheMark()
+    for context, expected in (("!", 1.0), ("! " + "a " * 300, 0.0), ("a " * 300 + "!", 0.0)):
+        found = answer(question="?", context=context, handle_impossible_answer=True, top_k=1000)
+        (nothing,) = [a for a in found if a.answer == ""]
+        assert nothing.score == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_long_question_leaves_less_room_but_is_answered(checkpoint):
     answer = torch_pipeline(checkpoint("bert", TASK), TASK)
     question = "where is the book " * 12
