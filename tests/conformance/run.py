@@ -37,6 +37,20 @@ SUITES = {
         "converters/mil/frontend/torch/test/test_torch_conversion_api.py",
         "converters/mil/frontend/torch/test/test_custom_ops.py",
         "converters/mil/frontend/torch/test/test_examples.py",
+        "converters/mil/frontend/torch/test/test_passes.py",
+        "converters/mil/frontend/torch/test/test_torch_export_quantization.py",
+    ],
+    # Graph passes, the converter's interface, compression, multifunction packages.
+    "rest": [
+        "converters/mil/mil/passes/tests",
+        "converters/mil/mil/tests",
+        "converters/mil/backend/mil",
+        "converters/mil/frontend/milproto",
+        "converters/mil/test_inputs_outputs_shape.py",
+        "test/ml_program/test_utils.py",
+        "test/ml_program/test_compression.py",
+        "test/optimize/coreml",
+        "test/api/test_api_examples.py",
     ],
 }
 
