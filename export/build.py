@@ -146,21 +146,33 @@ def staging(destination: Path, force: bool) -> Iterator[Path]:
         raise RequestError(f"Cannot write {destination}: {error.strerror}.") from error
     try:
         yield aside
-        if destination.exists():
-            old = parent / f".{destination.name}.{os.getpid()}.old"
-            destination.rename(old)
-            aside.rename(destination)
-            shutil.rmtree(old)
-        else:
-            aside.rename(destination)
+        _put_in_place(aside, destination)
     except OSError as error:
         raise RequestError(f"Cannot write {destination}: {error.strerror or error}. Nothing was left there.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _put_in_place(aside: Path, destination: Path) -> None:
+    """Rename a finished folder to the destination; what stands there is back if that does not succeed."""
+    if not destination.exists():
+        aside.rename(destination)
+        return
+    old = destination.absolute().parent / f".{destination.name}.{os.getpid()}.old"
+    try:
+        destination.rename(old)
+        aside.rename(destination)
+    except BaseException:
+        if old.exists() and not destination.exists():
+            old.replace(destination)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def check_destination(destination: Path, force: bool) -> None:
     """Refuse a destination that holds something, before any work is done."""
+    if destination.is_symlink():
+        raise RequestError(f"{destination} is a symbolic link; name the place that it leads to.")
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
     if not force:
