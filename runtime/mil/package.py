@@ -54,9 +54,9 @@ class Package:
         if not isinstance(relative, str) or not relative or "\0" in relative:
             raise DamagedError(f"{what}: {relative!r} is not a path")
         target = folder / relative
-        root = self.path if self.path.is_dir() else self.path.parent
         try:
-            inside = target.resolve().is_relative_to(root.resolve()) and ".." not in Path(relative).parts
+            real = target.resolve()
+            inside = any(real.is_relative_to(root) for root in self._roots()) and ".." not in Path(relative).parts
         except OSError as error:
             raise DamagedError(f"{what}: cannot resolve {relative}: {error}") from error
         if not inside or Path(relative).is_absolute():
@@ -64,6 +64,15 @@ class Package:
         if not target.is_file():
             raise DamagedError(f"{what}: {relative} is missing from the package {self.path}")
         return target
+
+    def _roots(self) -> list[Path]:
+        """Folders that files of the package may really be in: its own, and the blobs of a Hugging Face cache around it.
+
+        huggingface_hub keeps `snapshots/<revision>/` as symbolic links into `blobs/` beside it.
+        """
+        package = (self.path if self.path.is_dir() else self.path.parent).absolute()
+        caches = [parent.parent / "blobs" for parent in package.parents if parent.name == "snapshots"]
+        return [folder.resolve() for folder in (package, *caches)]
 
     def _open_blob(self, name: str) -> BlobFile:
         if not name.startswith("@model_path/"):

@@ -85,6 +85,16 @@ def test_symbolic_link_that_leads_out_of_the_package(package, tmp_path):
     refused(package, DamagedError, "leads out of the package")
 
 
+def test_package_in_a_hugging_face_cache_is_made_of_links_to_its_blobs(tmp_path):
+    package = linear(tmp_path / "models--a--b" / "snapshots" / "abc" / "m.mlpackage")
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    for i, file in enumerate((model_file(package), weight_file(package))):
+        blob = tmp_path / "models--a--b" / "blobs" / str(i)
+        file.rename(blob)
+        file.symlink_to(blob)
+    assert Program.load(package).predict({"x": np.ones((1, 32))})["y"].shape == (1, 8)
+
+
 @pytest.mark.parametrize("keep", [0, 1, 10, 0.5, 0.9, -1])
 def test_truncated_model(package, keep):
     data = model_file(package).read_bytes()
