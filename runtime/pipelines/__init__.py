@@ -35,7 +35,10 @@ def pipeline_class(manifest: Manifest) -> type[Pipeline]:
     if manifest.postprocess.get("output") == "sentence_embedding":
         return SentenceSimilarity  # an encoder whose artifact gives the finished vector
     if manifest.task not in PIPELINES:
-        raise RequestError(f"No pipeline runs the task '{manifest.task}'. Known: {', '.join(PIPELINES)}.")
+        raise RequestError(
+            f"No pipeline runs the task '{manifest.task}'. Known: {', '.join(PIPELINES)}. "
+            "Its artifacts can be run on arrays: Bundle.open(path).open_session().run(feeds)."
+        )
     return PIPELINES[manifest.task]
 
 
