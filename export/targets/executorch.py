@@ -9,11 +9,12 @@ import torch
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
 from ...runtime.backends.executorch import IDENTITY_METHOD
-from ...runtime.errors import RequestError
 from ...runtime.manifest import Artifact, Dim
 from .. import hf
 from ..capture import Captured
+from ..precision import half_precision
 from . import Options, Target, UnsupportedOperation
+from .executorch_half import cast_visitors, to_float, to_half
 from .executorch_partition import Partitioner
 from .executorch_patches import quick
 from .executorch_rewrites import plain_reshapes, rewrite
@@ -57,12 +58,12 @@ def unsupported(captured: Captured, artifact: Artifact) -> Sequence[UnsupportedO
 
 def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
     """Write `model.pte`."""
-    if artifact.precision != "fp32":
-        raise RequestError("The ExecuTorch target writes fp32 only so far. Leave --quantize fp16 out for it.")
     captured = captured.specialize(_planned_axes(captured, artifact))
     program = captured.private_program()
     program._state_dict, program._constants = dict(program.state_dict), dict(program.constants)
-    with hf.executorch_patches(program), quick(), torch.no_grad():
+    if artifact.precision == "fp16":
+        half_precision(program, (artifact.quantization or {}).get("keep_fp32", ()), to_half=to_half, to_float=to_float)
+    with hf.executorch_patches(program), quick(), cast_visitors(), torch.no_grad():
         rewrite(program)
         edge = to_edge_transform_and_lower(
             program,

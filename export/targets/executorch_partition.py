@@ -9,17 +9,23 @@
 
 from __future__ import annotations
 
+from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name, is_constant_data
 from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.passes.infra.partitioner import Partition
 
+from .executorch_half import ToFloatConfig, ToHalfConfig
+
 _SHAPE_ONLY = {"view_copy.default", "unsqueeze_copy.default", "_clone_dim_order.default", "clone.default"}
 
 
 class Partitioner(XnnpackPartitioner):
-    """XNNPACK's partitioner with the corrections above."""
+    """XNNPACK's partitioner with the corrections above, taking our casts too."""
+
+    def __init__(self) -> None:
+        super().__init__(configs=[*ALL_PARTITIONER_CONFIGS, ToHalfConfig, ToFloatConfig])
 
     def get_matched_nodes_from_configs(self, program: ExportedProgram) -> list[list[Node]]:
         """Groups of operations and constants that belong together, without constants that others read too."""

@@ -21,6 +21,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from ..normalize import _same_shape as same_shape
 from ..normalize import insert
+from .executorch_half import GELU_COEFFICIENTS, GELU_RANGE
 
 aten = torch.ops.aten
 edge = ops.edge
@@ -55,6 +56,7 @@ def rewrite(program: ExportedProgram) -> None:
     """Apply every rewrite to a program, in place. The program's dictionaries of weights must be its own."""
     _apply(program, _REWRITES)
     _drop_leading_one(program)
+    _half_numbers(program)
     program.graph.eliminate_dead_code()
     program.graph.lint()
     program.graph_module.recompile()
@@ -221,6 +223,20 @@ def _slice(program: ExportedProgram, node: Node) -> Node | None:
     return _Builder(node)(aten.linear.default, source, matrix)
 
 
+def _half_gelu(program: ExportedProgram, node: Node) -> Node | None:
+    """GELU in fp16, for which XNNPACK has no kernel. Both of PyTorch's forms: they differ by less than fp16 rounds."""
+    source = node.args[0]
+    if _value(source).dtype != torch.float16:
+        return None
+    build = _Builder(node)
+    near = build(aten.clamp.default, source, -GELU_RANGE, GELU_RANGE)
+    square = build(aten.mul.Tensor, near, near)
+    first, second, third = GELU_COEFFICIENTS
+    inner = build(aten.add.Tensor, build(aten.mul.Tensor, square, third), second)
+    inner = build(aten.add.Tensor, build(aten.mul.Tensor, inner, square), first)
+    return build(aten.mul.Tensor, source, build(aten.sigmoid.default, build(aten.mul.Tensor, near, inner)))
+
+
 _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     aten.scaled_dot_product_attention.default: _attention,
     aten.matmul.default: _matmul,
@@ -229,6 +245,7 @@ _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     aten.sum.dim_IntList: _reduction,
     aten.pow.Tensor_Scalar: _power,
     aten.slice.Tensor: _slice,
+    aten.gelu.default: _half_gelu,
 }
 
 
@@ -275,6 +292,19 @@ def _thinned(node: Node, thin: dict[Node, Node]) -> Node | None:
         if isinstance(argument, Node) and _value(argument).dim() == 4:
             arguments[place] = thin[argument] if argument in thin else build(aten.squeeze.dim, argument, 0)
     return build(node.target, *arguments)  # type: ignore[arg-type]
+
+
+def _half_numbers(program: ExportedProgram) -> None:
+    """Numbers that meet fp16 tensors become fp16 constants; executorch would write them in fp32, and cast each run."""
+    for node in list(program.graph.nodes):
+        if node.target not in _ELEMENTWISE or getattr(node.meta.get("val"), "dtype", None) != torch.float16:
+            continue
+        if node.target is aten.clamp.default or len(node.args) != 2 or not isinstance(node.args[1], (int, float)):
+            continue
+        number = node.args[1]
+        name = f"palmtop_number_{float(number)!r}".translate(str.maketrans(".-+", "pmp"))
+        constant = add_constant(program, name, torch.tensor(float(number), dtype=torch.float16))
+        node.args = (node.args[0], constant)
 
 
 def plain_reshapes(module: torch.fx.GraphModule) -> PassResult:
