@@ -222,7 +222,7 @@ def _sizes(inputs: Sequence[TensorSpec], example: Mapping[str, torch.Tensor]) ->
 def _within(dim: Dim, ranges: Mapping[str, tuple[int, int]]) -> Dim:
     if dim.symbol not in ranges or dim.is_constant:
         return dim
-    low, high = ranges[dim.symbol]
+    low, high = ranges[str(dim.symbol)]
     return _narrowed(dim, low, None if high >= _NO_UPPER_BOUND else high)
 
 

@@ -265,7 +265,8 @@ def _index_to_reshape(node: Node) -> None:
     if not isinstance(indices, (list, tuple)) or len(indices) != len(shape) or any(i is None for i in indices):
         return
     places = [_full_arange(index, size) for index, size in zip(indices, shape, strict=True)]
-    if any(place is None for place in places) or places != sorted(set(places)):
+    found = [place for place in places if place is not None]
+    if len(found) != len(places) or found != sorted(set(found)):
         return
     rank = node.meta["val"].dim()
     current = source

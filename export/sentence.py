@@ -171,7 +171,7 @@ def lower_casing(normalizer: normalizers.Normalizer | None) -> normalizers.Norma
     and every reader of tokenizer.json does it alike (Python's `lower` knows final sigmas, others do not).
     """
     steps = (
-        [] if normalizer is None else list(normalizer) if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+        [] if normalizer is None else [*normalizer] if isinstance(normalizer, normalizers.Sequence) else [normalizer]
     )
     if any(isinstance(step, normalizers.Lowercase) for step in steps):
         return normalizers.Sequence(steps)
