@@ -10,6 +10,7 @@ of every test.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -108,6 +109,13 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
         chosen = set(random.Random(1).sample(range(len(kept)), total))
         kept = [item for i, item in enumerate(kept) if i in chosen]
     items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    """coremltools collects garbage at the end of every conversion, which takes six times as long as the conversion
+    with thousands of tests and PyTorch in memory: set aside what is there to stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(hookwrapper=True)
