@@ -170,9 +170,11 @@ def lower_casing(normalizer: normalizers.Normalizer | None) -> normalizers.Norma
     It is part of the tokenizer, not of what comes before, so that special tokens written in a text stay what they are,
     and every reader of tokenizer.json does it alike (Python's `lower` knows final sigmas, others do not).
     """
-    steps = (
-        [] if normalizer is None else [*normalizer] if isinstance(normalizer, normalizers.Sequence) else [normalizer]
-    )
+    steps: list[normalizers.Normalizer] = []
+    if isinstance(normalizer, normalizers.Sequence):
+        steps += (normalizer[index] for index in range(len(normalizer)))
+    elif normalizer is not None:
+        steps.append(normalizer)
     if any(isinstance(step, normalizers.Lowercase) for step in steps):
         return normalizers.Sequence(steps)
     return normalizers.Sequence([normalizers.Lowercase(), *steps])
