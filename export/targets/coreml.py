@@ -55,16 +55,20 @@ def plan(captured: Captured, options: Options) -> Artifact:
     """
     _check_names(captured)
     _check_kept(captured, options.keep_fp32)
-    dims = {symbol: _planned(dim, options) for symbol, dim in captured.symbols.items()}
-    inputs = tuple(_signature(spec, dims) for spec in captured.inputs)
-    ios = _oldest_ios(captured, inputs)
+    planned = {symbol: _planned(dim, options) for symbol, dim in captured.symbols.items()}
+    narrowed = captured.specialize(planned)  # as `lower` will have it: narrowing one axis can narrow another
+    for symbol, dim in narrowed.symbols.items():
+        if dim.values is not None and dim.values != planned[symbol].values:
+            raise RequestError(f"--lengths: with one row at a time the model takes only {dim}.")
+    inputs = tuple(map(_signature, narrowed.inputs))
+    ios = _oldest_ios(narrowed, inputs)
     return Artifact(
         target="coreml",
         path=PATH,
         precision=options.precision,
         quantization={"keep_fp32": sorted(options.keep_fp32)} if options.keep_fp32 else None,
         inputs=inputs,
-        outputs=tuple(_signature(spec, dims) for spec in captured.outputs),
+        outputs=tuple(map(_signature, narrowed.outputs)),
         minimum_os={"ios": f"{ios}.0", "macos": _MACOS[ios]},
         methods={"forward": "main"},
     )
@@ -113,12 +117,8 @@ def _planned(dim: Dim, options: Options) -> Dim:
     return Dim(symbol=dim.symbol, min=max(dim.min or 1, 1), max=largest)
 
 
-def _signature(spec: TensorSpec, dims: dict[str, Dim]) -> TensorSpec:
-    return dataclasses.replace(
-        spec,
-        dtype=_DTYPES.get(spec.dtype, spec.dtype),
-        dims=tuple(dims.get(dim.symbol or "", dim) for dim in spec.dims),
-    )
+def _signature(spec: TensorSpec) -> TensorSpec:
+    return dataclasses.replace(spec, dtype=_DTYPES.get(spec.dtype, spec.dtype))
 
 
 def _check_names(captured: Captured) -> None:

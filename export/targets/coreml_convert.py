@@ -6,7 +6,7 @@ whole program after each of its 110 passes, formatting it for a debug log nobody
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from coremltools.converters.mil import converter as mil_converter
 from coremltools.converters.mil.backend.mil.load import load as to_spec
 from coremltools.converters.mil.frontend.torch.load import load as to_mil
-from coremltools.converters.mil.mil import Operation, Program
+from coremltools.converters.mil.mil import Block, Operation, Program
 from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from coremltools.converters.mil.mil.scope import ScopeSource
@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 
 from ...runtime.manifest import Artifact, Dim
 from .coreml_graph import modules_by_handle
+from .coreml_precision import fp32_operations
 
 _FP16_PASSES = {"common::add_fp16_cast", "common::add_int16_cast"}
 _OPSETS = {"15": ct.target.iOS15, "16": ct.target.iOS16, "17": ct.target.iOS17, "18": ct.target.iOS18}
@@ -56,7 +57,7 @@ def convert(program: ExportedProgram, artifact: Artifact, weights: Path) -> Conv
         use_default_fp16_io=False,
         states=None,
     )
-    _run_passes(mil, _passes(artifact.precision), _fp16_selector(keep_fp32, modules))
+    _run_passes(mil, _passes(artifact.precision), lambda: fp32_operations(mil, keep_fp32, _modules(mil, modules)))
     spec = to_spec(
         mil,
         str(weights),
@@ -71,7 +72,7 @@ def convert(program: ExportedProgram, artifact: Artifact, weights: Path) -> Conv
 
 def _input_types(artifact: Artifact) -> list[ct.TensorType]:
     """Core ML's input types. An axis of one symbol is one `RangeDim`, so that shape inference knows the sizes agree."""
-    ranges: dict[str, ct.RangeDim] = {}
+    ranges: dict[str | None, ct.RangeDim] = {}
 
     def size(dim: Dim) -> Any:
         if dim.is_constant:
@@ -95,21 +96,21 @@ def _enumerate_shapes(spec: Any, artifact: Artifact) -> None:
     """
     described = {feature.name: feature.type.multiArrayType for feature in spec.description.input}
     for tensor in artifact.inputs:
-        varying = [dim for dim in tensor.dims if not dim.is_constant]
-        if not varying or any(dim.values is None for dim in varying):
+        varying = {dim for dim in tensor.dims if not dim.is_constant}
+        values = next(iter(varying)).values if len(varying) == 1 else None
+        if values is None:
             continue  # an input cannot mix ranges and lists; the range holds the list
         feature = described[tensor.name]
         feature.ClearField("ShapeFlexibility")
-        for choice in range(len(varying[0].values)):
-            sizes = [dim.values[choice] if dim.values else dim.size for dim in tensor.dims]
-            feature.enumeratedShapes.shapes.add().shape.extend(sizes)
+        for value in values:
+            feature.enumeratedShapes.shapes.add().shape.extend(dim.size or value for dim in tensor.dims)
 
 
 def _default_size(dim: Dim) -> int:
     """The size that tools show for an axis that varies, and that Xcode's performance report runs: 128 if it may be."""
-    if dim.values is not None:
-        return max(dim.values)
-    return min(max(dim.min or 1, 128), dim.largest)
+    largest = dim.largest
+    assert largest is not None  # as planned
+    return largest if dim.values is not None else min(max(dim.min or 1, 128), largest)
 
 
 def _passes(precision: str) -> list[str]:
@@ -120,26 +121,16 @@ def _passes(precision: str) -> list[str]:
     return [*frontend.passes, *main.passes, *backend.passes]
 
 
-def _run_passes(program: Program, passes: list[str], selector: Callable[[Operation], bool] | None) -> None:
+def _run_passes(program: Program, passes: list[str], fp32: Callable[[], set[str]]) -> None:
+    """Run passes in order; `fp32()` names the operations that the cast to fp16 shall leave alone."""
     for name in passes:
         graph_pass = PASS_REGISTRY[name]
         if name == "common::add_fp16_cast":
-            graph_pass.op_selector = selector
+            kept = fp32()
+            graph_pass.op_selector = lambda operation, kept=kept: operation.name not in kept
         graph_pass(program)
     program.validate(check_essential_scope=True)
     program._check_early_error_out_for_invalid_program()
-
-
-def _fp16_selector(keep_fp32: tuple[str, ...], modules: dict[int, str]) -> Callable[[Operation], bool] | None:
-    """Which operations become fp16: all but those of the modules to keep, and of the modules inside them."""
-    if not keep_fp32:
-        return None
-
-    def becomes_fp16(operation: Operation) -> bool:
-        module = modules.get(handle_of(operation), "")
-        return not any(module == kept or module.startswith(f"{kept}.") for kept in keep_fp32)
-
-    return becomes_fp16
 
 
 def handle_of(operation: Operation) -> int:
@@ -148,11 +139,24 @@ def handle_of(operation: Operation) -> int:
     return -1 if handles[0] is None else handles[0]
 
 
+def _modules(program: Program, modules: dict[int, str]) -> dict[str, str]:
+    """Name of each operation -> the module of the PyTorch node it was made from."""
+    return {operation.name: modules[handle_of(operation)] for operation in _operations(program, modules)}
+
+
 def _modules_of_values(program: Program, modules: dict[int, str]) -> dict[str, str]:
     return {
         output.name: modules[handle_of(operation)]
-        for function in program.functions.values()
-        for operation in function.operations
-        if operation.op_type != "const" and handle_of(operation) in modules
+        for operation in _operations(program, modules)
         for output in operation.outputs
     }
+
+
+def _operations(program: Program, modules: dict[int, str]) -> Iterator[Operation]:
+    """All operations that came from a PyTorch node, constants excepted."""
+    blocks: list[Block] = list(program.functions.values())
+    while blocks:
+        for operation in blocks.pop().operations:
+            blocks.extend(operation.blocks)
+            if operation.op_type != "const" and handle_of(operation) in modules:
+                yield operation

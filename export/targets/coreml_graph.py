@@ -75,9 +75,9 @@ def respell(graph: Graph) -> None:
             node.target, node.args, node.kwargs = aten.full.default, (node.args[1], 1), kwargs
         elif node.target is aten.chunk.default:
             source, pieces, axis = (*node.args, 0)[:3]
-            size = source.meta["val"].shape[axis]  # type: ignore[union-attr, index]
+            size = source.meta["val"].shape[axis]
             if isinstance(size, int):
-                node.target, node.args = aten.split.Tensor, (source, -(-size // pieces), axis)  # type: ignore[operator]
+                node.target, node.args = aten.split.Tensor, (source, -(-size // pieces), axis)
 
 
 def output_copy(value: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def output_copy(value: torch.Tensor) -> torch.Tensor:
 def separate_outputs(program: ExportedProgram) -> None:
     """Give every output a value of its own: Core ML names values, and one value cannot be two outputs, or an input."""
     output, signature = program.graph.output_node(), program.graph_signature
-    values: list = list(output.args[0])  # type: ignore[arg-type]
+    values: list = list(output.args[0])
     specs = list(signature.output_specs)
     for index, value in enumerate(values):
         if isinstance(value, Node) and (value.op == "placeholder" or value in values[:index]):
@@ -125,11 +125,11 @@ def static_shapes(graph: Graph) -> None:
             if sizes.count(-1) <= 1:
                 node.args = (node.args[0], sizes)
         elif node.target is aten.expand.default:
-            source, target = node.args[0].meta["val"].shape, node.meta["val"].shape  # type: ignore[union-attr]
+            source, target = node.args[0].meta["val"].shape, node.meta["val"].shape
             new = len(target) - len(source)
             if new == 0:
                 same = [str(a) == str(b) for a, b in zip(source, target, strict=True)]
-                asked: list = list(node.args[1])  # type: ignore[arg-type]
+                asked: list = list(node.args[1])
                 node.args = (node.args[0], [-1 if kept else size for kept, size in zip(same, asked, strict=True)])
 
 

@@ -184,6 +184,37 @@ def test_modules_can_be_kept_in_fp32(packages):
     assert {kind.dtype for name, kind in linear if not modules[name].startswith(kept)} == {"fp16"}
 
 
+def test_angles_of_far_positions_are_exact_in_fp16_programs(tmp_path):
+    """Rotary embeddings: at position 450 an angle in fp16 would be off by up to an eighth of a radian."""
+
+    def rotary(self, x):
+        position = torch.arange(x.shape[1])[None, None, :].float()
+        angle = (self.frequency[None, :, None] @ position).transpose(1, 2)
+        return x * torch.cat([angle.cos(), angle.sin()], -1)
+
+    module = Call(rotary)
+    module.register_buffer("frequency", torch.tensor([1.0, 0.73, 0.11]))
+    captured = captured_module(module, (BATCH, Dim(symbol="sequence", min=2, max=512), WIDTH))
+    program = lowered(captured, tmp_path / "model.mlpackage", Options(precision="fp16"))
+    x = torch.randn(1, 450, 6)
+    assert distance(run(program, {"x": x})["y"], module(x)) < 2e-3
+    assert {op.outputs[0][1].dtype for op in program.operations if op.type == "mul"} == {"fp16"}
+
+
+def test_buckets_of_relative_positions_are_those_of_the_model_in_fp16_programs(tmp_path):
+    """The integer part of a logarithm: in fp16 some distances land in the bucket beside theirs."""
+
+    def bucket(self, x):
+        distance = torch.arange(x.shape[1]).clamp(min=4).float()
+        return x + (torch.log(distance / 4) / torch.log(torch.tensor(33.0)) * 12).to(torch.long)[None, :, None]
+
+    module = Call(bucket)
+    captured = captured_module(module, (BATCH, Dim(symbol="sequence", min=2, max=512), WIDTH))
+    program = lowered(captured, tmp_path / "model.mlpackage", Options(precision="fp16"))
+    x = torch.zeros(1, 512, 6)
+    np.testing.assert_array_equal(run(program, {"x": x})["y"], module(x).numpy())
+
+
 @pytest.mark.parametrize("options", [{}, {"precision": "fp16"}])
 def test_every_value_names_the_module_it_was_computed_in(bert, packages, options):
     package = packages(**options)
