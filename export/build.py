@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from .capture import Captured, Method, capture
 from .card import write_card
 from .subject import Subject
 from .targets import TARGETS, Options, Target, get_target
+
+# A disk with less than this many bytes left is full.
+_LEAST_FREE = 1_000_000
 
 # Called with what happens next and of how many steps it consists; gives what to call after each.
 Progress = Callable[[str, int], Callable[[], None]]
@@ -149,8 +153,19 @@ def staging(destination: Path, force: bool) -> Iterator[Path]:
         _put_in_place(aside, destination)
     except OSError as error:
         raise RequestError(f"Cannot write {destination}: {error.strerror or error}. Nothing was left there.") from error
+    except Exception as error:  # some libraries tell of a full disk in other words
+        full = next((place for place in (parent, Path(tempfile.gettempdir())) if _is_full(place)), None)
+        if full is None:
+            raise
+        raise RequestError(
+            f"Cannot write {destination}: the disk of {full} is full. Nothing was left there."
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_full(place: Path) -> bool:
+    return shutil.disk_usage(place).free < _LEAST_FREE
 
 
 def _put_in_place(aside: Path, destination: Path) -> None:

@@ -10,11 +10,15 @@ import argparse
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any, NoReturn
 
 from ...runtime.errors import PalmtopError, RequestError
 from .console import Console
@@ -32,40 +36,39 @@ EXIT_CODES = """exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (for the `palmtop` script and `python -m palmtop.export`)."""
-    arguments = _parser().parse_args(argv)
-    console = Console(json_output=arguments.json, debug=arguments.debug)
-    _quiet_libraries(arguments.debug)
-    signal.signal(signal.SIGTERM, _terminate)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    console = Console(json_output="--json" in argv, debug="--debug" in argv)
     try:
+        arguments = _parser().parse_args(argv)
+        _quiet_libraries(console.debug)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         return arguments.run(arguments, console)
     except PalmtopError as error:
-        return _fail(console, arguments, error, error.exit_code)
+        return _fail(console, error, error.exit_code, str(error))
     except KeyboardInterrupt as error:
-        return _fail(console, arguments, error, 130, "Interrupted. Nothing was left behind.")
+        return _fail(console, error, 130, "Interrupted. Nothing was left behind.")
     except BrokenPipeError:
-        return 0  # the reader of our output (head, less) has seen enough
+        # The reader of our output (head, less) has seen enough; what Python flushes at its end must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except MemoryError as error:
-        return _fail(
-            console, arguments, error, 2, "Out of memory. Remedy: a machine with more, or a smaller --max-length."
-        )
+        return _fail(console, error, 2, "Out of memory. Remedy: a machine with more, or a smaller --max-length.")
     except OSError as error:
-        return _fail(console, arguments, error, 2, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        return _fail(console, error, 2, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     except Exception as error:
         what = str(error).strip().splitlines() or [""]
         text = (
             f"This is a bug in palmtop, or something it does not know: {type(error).__name__}: {what[0][:400]}\n"
             "Run again with --debug for the traceback, and report it."
         )
-        return _fail(console, arguments, error, 70, text)
+        return _fail(console, error, 70, text)
 
 
-def _fail(
-    console: Console, arguments: argparse.Namespace, error: BaseException, code: int, text: str | None = None
-) -> int:
-    if arguments.debug:
-        raise error
-    message = text or str(error)
-    if arguments.json:
+def _fail(console: Console, error: BaseException, code: int, message: str) -> int:
+    if console.debug:
+        traceback.print_exception(error)
+    if console.json_output:
         print(json.dumps({"error": {"kind": type(error).__name__, "exit_code": code, "message": message}}))
     else:
         console.error(message)
@@ -83,9 +86,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        print(f"error: {message}\nSee: {self.prog} --help", file=sys.stderr)
-        raise SystemExit(RequestError.exit_code)
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)  # an abbreviation in a script means another option one day
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}\nSee: {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:

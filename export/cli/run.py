@@ -13,6 +13,7 @@ from ...runtime.bundle import Bundle
 from ...runtime.errors import RequestError
 from ...runtime.results import to_plain
 from .console import Console, print_json
+from .options import add_threads
 
 HELP = "run a bundle on text"
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--aggregate", metavar="STRATEGY", help="token classification: none, simple, first, average or max"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the engine's choice)")
+    add_threads(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

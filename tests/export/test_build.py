@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import onnx as onnx_library
@@ -264,6 +265,14 @@ def test_a_full_disk_leaves_nothing_and_says_so(checkpoint, tmp_path, monkeypatc
         export(checkpoint, tmp_path / "x.bundle")
     assert "No space left on device" in str(caught.value)
     assert "x.bundle" in str(caught.value)
+    assert nothing_beside(tmp_path / "x.bundle")
+
+
+def test_a_full_disk_in_the_words_of_a_converter(checkpoint, tmp_path, monkeypatch, known_capture):
+    replace_target(monkeypatch, dying(RuntimeError("[MIL FileWriter]: Unknown error")))
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda place: SimpleNamespace(free=4096))
+    with pytest.raises(RequestError, match=r"the disk of .* is full"):
+        export(checkpoint, tmp_path / "x.bundle")
     assert nothing_beside(tmp_path / "x.bundle")
 
 
