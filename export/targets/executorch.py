@@ -1,30 +1,43 @@
-"""ExecuTorch: one `.pte` for iOS and Android, whose delegates run on XNNPACK."""
+"""ExecuTorch: one `.pte` for iOS and Android, whose delegates run on XNNPACK.
+
+The file needs of an app what the standard packages link: the runtime, the XNNPACK backend and the optimized kernels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import importlib.util
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-
-from ...runtime.backends.executorch import IDENTITY_METHOD
+from ...runtime.errors import PalmtopError, RequestError, UnsupportedError
 from ...runtime.manifest import Artifact, Dim
-from .. import hf
 from ..capture import Captured
-from ..precision import half_precision
+from ..modules import module_path
 from . import Options, Target, UnsupportedOperation
-from .executorch_half import cast_visitors, to_float, to_half
-from .executorch_partition import Partitioner
-from .executorch_patches import quick
-from .executorch_rewrites import plain_reshapes, rewrite
+
+if importlib.util.find_spec("executorch") is None:
+    raise ImportError("No module named 'executorch'")
 
 # ExecuTorch plans memory for the largest sizes. An axis without a bound gets this one.
 _LARGEST_UNBOUNDED = 64
+_PRECISIONS = ("fp32", "fp16")
+REMEDY = (
+    "write it with operations that ExecuTorch's optimized kernels have, or leave this format out (--to onnx,coreml)"
+)
 
 
 def plan(captured: Captured, options: Options) -> Artifact:
-    """Batch is 1; the sequence is dynamic up to its longest, or constant; every other axis gets a bound."""
+    """Batch is 1; the sequence is dynamic up to its longest, or constant; every other axis gets a bound.
+
+    Raises:
+        RequestError: a precision that this target does not write.
+    """
+    if options.precision not in _PRECISIONS:
+        raise RequestError(f"The executorch target writes {' and '.join(_PRECISIONS)}, not {options.precision}.")
     narrowed = captured.specialize(_axes(captured, options))
     return Artifact(
         target="executorch",
@@ -33,6 +46,7 @@ def plan(captured: Captured, options: Options) -> Artifact:
         inputs=narrowed.inputs,
         outputs=narrowed.outputs,
         quantization={"keep_fp32": list(options.keep_fp32)} if options.keep_fp32 else None,
+        minimum_os={"ios": "17.0", "macos": "12.0"},  # what ExecuTorch's Swift package asks for
     )
 
 
@@ -52,49 +66,80 @@ def _axes(captured: Captured, options: Options) -> dict[str, Dim]:
 
 
 def unsupported(captured: Captured, artifact: Artifact) -> Sequence[UnsupportedOperation]:
-    """Every operation without a kernel in ExecuTorch's standard libraries."""
-    return []
+    """Every operation without a kernel in ExecuTorch's optimized kernels or in XNNPACK, in a second or two."""
+    with quiet():
+        from .executorch_preflight import missing_kernels
+
+        return missing_kernels(specialized(captured, artifact).program)
 
 
 def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
-    """Write `model.pte`."""
-    captured = captured.specialize(_planned_axes(captured, artifact))
-    program = captured.private_program()
-    program._state_dict, program._constants = dict(program.state_dict), dict(program.constants)
-    if artifact.precision == "fp16":
-        half_precision(program, (artifact.quantization or {}).get("keep_fp32", ()), to_half=to_half, to_float=to_float)
-    with hf.executorch_patches(program), quick(), cast_visitors(), torch.no_grad():
-        rewrite(program)
-        edge = to_edge_transform_and_lower(
-            program,
-            transform_passes=[plain_reshapes],
-            partitioner=[Partitioner()],
-            compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            constant_methods=_constants(artifact, identity),
-        )
-        manager = edge.to_executorch()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        manager.write_to_file(file)
+    """Write `model.pte`, with the identity as what its method `palmtop_identity` returns.
+
+    Raises:
+        UnsupportedError: executorch cannot lower an operation; names it, its module and the remedy.
+    """
+    captured = specialized(captured, artifact)
+    with quiet():
+        from .executorch_lowering import write_pte
+
+        try:
+            write_pte(captured, artifact, identity, path)
+        except (PalmtopError, OSError, MemoryError):
+            path.unlink(missing_ok=True)
+            raise
+        except Exception as error:  # executorch, its passes and its backends raise whatever they like
+            path.unlink(missing_ok=True)
+            raise _not_lowered(captured, error) from error
 
 
-def _planned_axes(captured: Captured, artifact: Artifact) -> dict[str, Dim]:
+def specialized(captured: Captured, artifact: Artifact) -> Captured:
+    """The captured program with the axes that the artifact's signature states."""
     planned = {spec.name: spec for spec in artifact.inputs}
-    return {
-        dim.symbol: there
-        for spec in captured.inputs
-        for dim, there in zip(spec.dims, planned[spec.name].dims, strict=True)
-        if dim.symbol is not None
-    }
+    return captured.specialize(
+        {
+            dim.symbol: there
+            for spec in captured.inputs
+            for dim, there in zip(spec.dims, planned[spec.name].dims, strict=True)
+            if dim.symbol is not None
+        }
+    )
 
 
-def _constants(artifact: Artifact, identity: str) -> dict[str, object]:
-    """What a phone asks of a `.pte` before it runs it, each a method without arguments."""
-    constants: dict[str, object] = {IDENTITY_METHOD: identity}
-    longest = [dim.largest for spec in artifact.inputs for dim in spec.dims if dim.symbol == "sequence"]
-    if longest and longest[0] is not None:
-        constants["get_max_seq_len"] = longest[0]
-    return constants
+def _not_lowered(captured: Captured, error: Exception) -> UnsupportedError:
+    text = str(error)
+    named = sorted(set(re.findall(r"\baten(?:::|\.)_?[a-z][a-z0-9_]*", text)))
+    lines = []
+    for name in named:
+        operation = name.replace("::", ".").removeprefix("aten.")
+        places = sorted(
+            {module_path(n) for n in captured.program.graph.nodes if f"aten.{operation}." in f"{n.target}."}
+        )
+        if places:
+            where = ", ".join(place or "the model itself" for place in places[:3])
+            lines.append(f"  aten.{operation}, in {where}")
+    first = "\n  ".join([line for line in text.splitlines() if line.strip()][:4])
+    found = "\n".join(lines[:8]) + "\n" if lines else ""
+    return UnsupportedError(
+        f"ExecuTorch cannot lower this model ({type(error).__name__}):\n  {first}\n{found}"
+        f"Remedy: {REMEDY}; --debug shows the whole traceback."
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """executorch, torchao and torch's exporter log, warn and, when imported, set up logging for everybody."""
+    root = logging.getLogger()
+    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 TARGET = Target(name="executorch", plan=plan, unsupported=unsupported, lower=lower)

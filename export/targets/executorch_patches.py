@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from executorch.backends.xnnpack import _passes as xnnpack_passes
 from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
+from executorch.exir import sym_util
+from executorch.exir.passes import sym_shape_eval_pass
 from executorch.exir.passes.dim_order_ops_registry import DimOrderOpsMap
 from executorch.exir.passes.legalize_portable_dim_order_pass import LegalizePortableDimOrderPass
 from executorch.exir.passes.replace_aten_with_edge_pass import aten_to_edge, should_lower_to_edge
@@ -26,6 +28,9 @@ from torch.export import ExportedProgram, decomp_utils, exported_program
 from torch.fx.passes.infra.pass_base import PassResult
 
 aten = torch.ops.aten
+
+_eval_upper_bound = sym_util.eval_upper_bound
+_LARGEST_BOUND = 2**31
 
 
 @contextlib.contextmanager
@@ -252,9 +257,30 @@ def _decomposes(program: ExportedProgram, table: Any) -> bool:
     return False
 
 
+def _true_bound(upstream: Callable[[Any], int]) -> Callable[[Any], int]:
+    """`eval_upper_bound`: transformers caps it near the traced size, against expressions whose bound explodes.
+
+    Our axes have bounds of their own, and memory must be planned for all of them: only what cannot be bounded, or is
+    beyond any tensor, is left to that cap.
+    """
+
+    def bound(size: Any) -> int:
+        if isinstance(size, int):
+            return size
+        try:
+            largest = _eval_upper_bound(size)
+        except RuntimeError:
+            return upstream(size)
+        return largest if largest < _LARGEST_BOUND else upstream(size)
+
+    return bound
+
+
 PATCHES: dict[str, tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = {
     "xnnpack passes": (xnnpack_passes.XNNPACKPassManager, "transform", _concerned_passes_only),
     "decompositions": (ExportedProgram, "run_decompositions", _decompose_when_needed),
+    "bounds": (sym_util, "eval_upper_bound", _true_bound),
+    "bounds of shapes": (sym_shape_eval_pass, "eval_upper_bound", _true_bound),
     "edge passes": (lowering, "_get_aten_to_edge_passes", _concerned_edge_passes),
     "memory formats": (lowering, "MemoryFormatOpsPass", _made_when_concerned),
     "dim orders": (lowering, "LegalizePortableDimOrderPass", _made_when_concerned),

@@ -218,7 +218,7 @@ def _slice(program: ExportedProgram, node: Node) -> Node | None:
     ):
         return None
     start, stop, _ = slice(given["start"], given["end"]).indices(width)
-    rows = torch.eye(width)[start:stop].contiguous()
+    rows = torch.eye(width)[start:stop].clone()
     matrix = add_constant(program, f"palmtop_select_{start}_{stop}_of_{width}", rows)
     return _Builder(node)(aten.linear.default, source, matrix)
 

@@ -1,0 +1,87 @@
+"""From a captured program to the bytes of a `.pte`: rewrite, convert, delegate, serialise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+from ...runtime.backends.executorch import IDENTITY_METHOD
+from ...runtime.backends.executorch_file import describe
+from ...runtime.errors import UnsupportedError
+from ...runtime.manifest import Artifact
+from .. import hf
+from ..capture import Captured
+from ..precision import half_precision
+from .executorch_half import cast_visitors, to_float, to_half
+from .executorch_partition import Partitioner
+from .executorch_patches import quick
+from .executorch_preflight import runtime_kernels
+from .executorch_rewrites import plain_reshapes, rewrite
+
+
+def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
+    """Lower a program whose axes are those of the artifact, and write the file.
+
+    Raises:
+        UnsupportedError: the file would call a kernel that apps do not have.
+    """
+    program = captured.private_program()
+    program._state_dict, program._constants = _whole(program.state_dict), _whole(program.constants)
+    with hf.executorch_patches(program), quick(), cast_visitors(), torch.no_grad():
+        if artifact.precision == "fp16":
+            keep = (artifact.quantization or {}).get("keep_fp32", ())
+            half_precision(program, keep, to_half=to_half, to_float=to_float)
+        rewrite(program)
+        edge = to_edge_transform_and_lower(
+            program,
+            transform_passes=[plain_reshapes],
+            partitioner=[Partitioner()],
+            # The checks trace the graph again after every pass; what they could find, the file's own check does.
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            constant_methods=_constants(artifact, identity),
+        )
+        manager = edge.to_executorch()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        manager.write_to_file(file)
+    _check_kernels(path)
+
+
+def _whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights, those that are a part of another's memory copied: XNNPACK's serialiser writes a tensor's memory
+    from its start, whichever part of it the tensor is.
+    """
+    found = {}
+    for name, value in tensors.items():
+        if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() != value.numel() * value.element_size():
+            copy = value.detach().clone(memory_format=torch.contiguous_format)
+            value = torch.nn.Parameter(copy, requires_grad=False) if isinstance(value, torch.nn.Parameter) else copy
+        found[name] = value
+    return found
+
+
+def _constants(artifact: Artifact, identity: str) -> dict[str, object]:
+    """What a phone asks of a `.pte` before it runs it, each a method without arguments.
+
+    `get_max_seq_len` is what ExecuTorch's own runners call the longest sequence.
+    """
+    constants: dict[str, object] = {IDENTITY_METHOD: identity}
+    longest = {dim.largest for spec in artifact.inputs for dim in spec.dims if dim.symbol == "sequence"}
+    if len(longest) == 1 and None not in longest:
+        constants["get_max_seq_len"] = longest.pop()
+    return constants
+
+
+def _check_kernels(path: Path) -> None:
+    known = runtime_kernels()
+    called = {name for method in describe(path)["methods"].values() for name in method["kernels"]}
+    missing = sorted(name for name in called if name not in known)
+    if missing:
+        raise UnsupportedError(
+            f"The lowered model calls {', '.join(missing)}, which ExecuTorch's optimized kernels do not have.\n"
+            "Remedy: write it with other operations, or leave this format out (--to onnx,coreml)."
+        )
