@@ -1,4 +1,4 @@
-"""How large graphs are and what capturing costs: MiniLM raw and normalised, and as ONNX with torchlib's attention and ours.
+"""How large graphs are and what capturing costs: MiniLM raw, normalised, and as ONNX with two kinds of attention.
 
 The figures of docs/decisions.md.
 
