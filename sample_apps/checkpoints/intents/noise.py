@@ -10,9 +10,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def syllables() -> list[str]:
     """The 2,350 precomposed syllables of KS X 1001: what Korean text is written with, near enough."""
-    return [
-        chr(code) for code in range(0xAC00, 0xD7A4) if len(chr(code).encode("euc_kr", "ignore")) == 2
-    ]
+    return [chr(code) for code in range(0xAC00, 0xD7A4) if len(chr(code).encode("euc_kr", "ignore")) == 2]
 
 
 _SYLLABLES = syllables()
@@ -39,6 +37,25 @@ def typo(text: str, rng: random.Random, letters: list[str] | str) -> str:
     if kind == 2:
         return text[:at] + text[at + 1] + text[at] + text[at + 2 :]
     return text[:at] + rng.choice(letters) + text[at + 1 :]
+
+
+def loosen(text: str, rng: random.Random) -> str:
+    """Break the sentence's frame: drop a word, swap two neighbours, or turn the parts around a comma.
+
+    The templates have fewer frames than people have; words should count more than their places.
+    """
+    kind = rng.random()
+    if kind < 0.25 and ", " in text:
+        return ", ".join(reversed(text.split(", ", 1)))
+    words = text.split(" ")
+    if len(words) < 4:
+        return text
+    at = rng.randrange(len(words) - 1)
+    if kind < 0.6:
+        del words[at]
+    else:
+        words[at], words[at + 1] = words[at + 1], words[at]
+    return " ".join(words)
 
 
 def disturb(text: str, language: str, rng: random.Random) -> str:

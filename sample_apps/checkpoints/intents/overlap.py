@@ -5,7 +5,7 @@ Two questions are asked of a sentence, both on normalised text (no case, accents
 * *Producible*: is there a template, with slot values of the data files, request forms and the optional words before
   and after, that gives exactly this sentence?
 * *Same skeleton*: is there a template that fits the whole sentence when each slot may be any text at all, and whose
-  own fixed words are at least ``SKELETON`` of the letters? Then it is a template with another filling, not a new wording.
+  own fixed words are at least ``SKELETON`` of the letters? Then it is a template with another filling, no new wording.
 
 And one of pairs: ``similarity``, the Jaccard index of the character trigrams of two normalised sentences.
 """
@@ -39,8 +39,8 @@ _ENDINGS = {
     "으라는": ("으라는", "라는"),
     "이름": ("이", ""),
     "다": ("다", ""),
-    # These endings change the syllable before them, so any one or two characters are let through.
-    "어야": ("어야", "아야", "야"),
+    # This one may melt into the syllable before it (하 -> 해야), so up to two characters of any kind stand before 야.
+    "어야": (".{0,2}야",),
 }
 
 
@@ -81,10 +81,12 @@ class Matcher:
         reached = {start: 0}
         for index, part in enumerate(parts):
             options = _ENDINGS[part] if index % 2 else (_normal(part, self.grammar.language),)
-            if index % 2 == 0 and part.rstrip().endswith("~"):  # an elision: with and without its vowel
-                options = (options[0], options[0][:-1])
             after: dict[int, int] = {}
             for place, fixed in reached.items():
+                if part == "어야" and index % 2:
+                    ends = (place + extra for extra in (1, 2, 3) if self.text[place:].startswith("야", extra - 1))
+                    _merge(after, dict.fromkeys(ends, fixed + 1))
+                    continue
                 for option in options:
                     if self.text.startswith(option, place):
                         _merge(after, {place + len(option): fixed + len(option)})
@@ -99,13 +101,19 @@ class Matcher:
             found: dict[int, int] = {}
             for entry in self.grammar.slots[name]:
                 _merge(found, self.match(entry, {start: 0}))
-            if name == "task" and self.grammar.language == "ko":
-                # The last syllable of a verb stem changes with the ending: let it be anything.
-                for end in list(found):
-                    _merge(found, {end - 1: 0})
-                found.pop(start, None)
+                if name == "task" and self.grammar.language == "ko":  # a verb stem, which <어야> may change
+                    _merge(found, self.match(_without_last_letter(entry), {start: 0}))
             self._slots[key] = found
         return self._slots[key]
+
+
+def _without_last_letter(nodes: Sequence) -> Sequence:
+    last = nodes[-1] if nodes else ""
+    if isinstance(last, str):
+        return (*nodes[:-1], last[:-1])
+    if isinstance(last, Choice):
+        return (*nodes[:-1], Choice(tuple(_without_last_letter(option) for option in last.options)))
+    return nodes
 
 
 def _merge(into: dict[int, int], more: dict[int, int]) -> None:
@@ -123,8 +131,7 @@ def _pattern(nodes: Sequence, grammar: Grammar) -> str:
                 if index % 2:
                     out.append("(?:" + "|".join(_ENDINGS[part]) + ")")
                 else:
-                    normal = re.escape(_normal(part, grammar.language))
-                    out.append(normal + "?" if part.rstrip().endswith("~") else normal)
+                    out.append(re.escape(_normal(part, grammar.language)))
         elif isinstance(node, Choice):
             out.append("(?:" + "|".join(_pattern(option, grammar) for option in node.options) + ")")
         elif isinstance(node, Slot):

@@ -86,7 +86,10 @@ def print_report(answers: list[Answer]) -> None:
 def figures(answers: list[Answer]) -> dict[str, str]:
     """The tables of the card, as Markdown."""
     intents = by(answers, "label")
-    lines = ["| intent | sentences | " + " | ".join(LANGUAGES) + " | all |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| intent | sentences | " + " | ".join(LANGUAGES) + " | all |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for intent, part in intents.items():
         languages = by(part, "language")
         cells = " | ".join(f"{accuracy(languages[language]):.2f}" for language in LANGUAGES)
@@ -107,10 +110,9 @@ def figures(answers: list[Answer]) -> dict[str, str]:
     }
 
 
-def write_card(answers: list[Answer], folder: Path) -> None:
-    """Fill the measured figures into ``data/card.md`` and write it as the folder's README.md."""
+def write_card(answers: list[Answer], folder: Path, **settings: str) -> None:
+    """Fill the measured figures and the settings into ``data/card.md`` and write it as the folder's README.md."""
     card = (HERE / "data" / "card.md").read_text(encoding="utf-8")
-    for name, value in figures(answers).items():
+    for name, value in {**figures(answers), **settings}.items():
         card = card.replace("{{" + name + "}}", value)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    print_report(answers)

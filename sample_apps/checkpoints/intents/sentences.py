@@ -221,17 +221,20 @@ def _korean(text: str) -> str:
 
 # --- comparing sentences ---------------------------------------------------------------------------------------------
 
-_EXPANDED = {"au": "à le", "aux": "à les", "du": "de le", "des": "de les"}
+# Articles and the prepositions that merge with them or elide before them carry no wording in French.
+_FRENCH_LINKS = frozenset(["de", "d", "du", "des", "le", "la", "les", "l", "à", "a", "au", "aux"])
 
 
 def normalise(text: str, language: str) -> str:
     """What is left of a sentence when case, accents, spacing and punctuation are taken away.
 
-    French contractions are opened first, so that "au bureau" and "à le bureau" are one sentence.
+    French loses its articles, "de" and "à" too, so that "au bureau", "le bureau" and "à le bureau" (a template before
+    contraction) are one sentence; more sentences count as the same this way, not fewer.
     """
-    text = unicodedata.normalize("NFC", text.lower().replace("~", "").replace("œ", "oe"))
+    text = unicodedata.normalize("NFC", text.lower().replace("œ", "oe"))
     if language == "fr":
-        text = " ".join(_EXPANDED.get(word, word) for word in re.findall(r"\w+", text))
+        words = re.findall(r"[^\W_]+", text)
+        text = " ".join("que" if word == "qu" else word for word in words if word not in _FRENCH_LINKS)
     if language != "ko":
         text = "".join(char for char in unicodedata.normalize("NFD", text) if not unicodedata.combining(char))
     return re.sub(r"[\W_]+", "", text)
