@@ -6,11 +6,12 @@ other `torch.nn.Module` through plain `torch.export`; both end in a `Captured`, 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 from ..runtime.errors import RequestError, UnsupportedError
 from ..runtime.manifest import Dim, TensorSpec
 from . import constraints
+from .modules import user_path
 from .normalize import normalize
 
 log = logging.getLogger("palmtop")
@@ -150,12 +152,45 @@ def capture(
     return Captured(program, specs, outputs, dict(example), (*notes, *found))
 
 
+def _refuse_state(program: ExportedProgram) -> None:
+    """Exporters drop what a model writes into its buffers without a word (ONNX), or keep it between calls."""
+    signature = program.graph_signature
+    buffers = [user_path(name) for name in signature.buffers_to_mutate.values()]
+    written = sorted({*buffers, *signature.user_inputs_to_mutate.values()})
+    if written:
+        raise UnsupportedError(
+            f"The model changes {', '.join(written)} when it runs, and no format keeps that. "
+            "Remedy: take the value as an input and give the new one as an output."
+        )
+
+
 def trace_module(
     model: torch.nn.Module, example: dict[str, torch.Tensor], dynamic_shapes: dict[str, dict[int, object]] | None
 ) -> ExportedProgram:
     """Plain `torch.export` of a module called by keyword."""
-    with torch.no_grad():
+    with torch.no_grad(), _named_parameters(model, example):
         return torch.export.export(model, args=(), kwargs=example, dynamic_shapes=dynamic_shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _named_parameters(model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Give a `forward(**inputs)` a parameter for each input while it is exported: torch.export reads its signature."""
+    original = model.forward
+    kinds = [parameter.kind for parameter in inspect.signature(original).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        yield
+        return
+
+    def forward(**inputs: torch.Tensor) -> object:
+        return original(**inputs)
+
+    named = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in example]
+    forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward  # the class's own is back
 
 
 class Method(torch.nn.Module):
@@ -265,8 +300,8 @@ def _input_specs(
             size = values[spec.name].shape[axis]
             if dim.is_constant:
                 narrowed = dim
-            elif isinstance(size, int):
-                narrowed = Dim(symbol=dim.symbol, values=(size,))
+            elif isinstance(size, int) or size.node.expr.is_number:
+                narrowed = Dim(symbol=dim.symbol, values=(int(size),))
             else:
                 narrowed = _narrowed(dim, *_bounds(program, size))
             if narrowed != dim:
@@ -315,7 +350,7 @@ def _output_specs(
     for name, value in zip(names, values, strict=True):
         dims = tuple(
             Dim(size=int(size))
-            if isinstance(size, int)
+            if isinstance(size, int) or size.node.expr.is_number
             else by_expression.get(str(size), Dim(symbol=_readable(str(size), by_expression), min=0, max=None))
             for size in value.shape
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 _WRAPPER = "model"
+# What torch.export calls the place of nodes that belong to no module.
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 
 
 def module_path(node: torch.fx.Node) -> str:
@@ -18,6 +20,6 @@ def module_path(node: torch.fx.Node) -> str:
 
 def user_path(path: str) -> str:
     """A path inside palmtop's `Method` wrapper as the user knows it: without the leading `model.`."""
-    if path == _WRAPPER:
+    if path in (_WRAPPER, _NO_MODULE):
         return ""
     return path.removeprefix(f"{_WRAPPER}.")
