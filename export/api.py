@@ -10,8 +10,9 @@ import torch
 from ..runtime.errors import RequestError
 from ..runtime.manifest import Dim
 from .build import Progress, Result, build, check_destination, timed
+from .module_subject import module_subject
 from .source import open_source
-from .subject import checkpoint_subject, module_subject
+from .subject import checkpoint_subject
 from .targets import TARGETS, Options
 
 PRECISIONS = {"none": "fp32", "fp16": "fp16"}

@@ -147,6 +147,7 @@ def capture(
             "torch.export finds no range of sizes that this model takes. Remedy: export with --static."
         )
     program = normalize(program)
+    _refuse_state(program)
     specs, found = _input_specs(program, inputs)
     outputs = _output_specs(program, output_names, specs)
     return Captured(program, specs, outputs, dict(example), (*notes, *found))

@@ -1,16 +1,17 @@
-"""What is being exported: a checkpoint or a module of the user's, in the one form that the export works on."""
+"""What is being exported, in the one form that the export works on; and how a checkpoint comes into that form.
+
+A module of the user's: `module_subject.py`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..runtime.errors import DamagedError, RequestError
@@ -18,7 +19,7 @@ from ..runtime.golden import GoldenCase
 from ..runtime.manifest import Dim, ModelSource, TensorSpec, TokenizerSpec
 from ..runtime.verify import Case
 from . import hf
-from .capture import Trace, call_by_name, flat_tensors, trace_module
+from .capture import Trace
 from .card import ModelCard
 from .reference import Reference, TextInputs, golden_vectors, text_cases
 from .source import Source, quiet_transformers
@@ -115,58 +116,6 @@ def checkpoint_reference(
     reference = _reference(source, source.load_model(), max_length)
     texts = _text_inputs(source, names, max_length)
     return reference, texts, text_cases(reference, texts)
-
-
-def module_subject(
-    module: torch.nn.Module,
-    example_inputs: Mapping[str, torch.Tensor],
-    *,
-    name: str,
-    dynamic_axes: Mapping[str, Mapping[int, Dim | str]] | None = None,
-    output_names: Sequence[str] | None = None,
-    verify_inputs: Sequence[Mapping[str, torch.Tensor]] | None = None,
-    license: str | None = None,
-) -> Subject:
-    """A module of the user's, with named example inputs (see `export_module`)."""
-    module.eval().requires_grad_(False)
-    example = {key: value.detach().clone().contiguous() for key, value in example_inputs.items()}
-    inputs = tuple(_module_spec(key, value, (dynamic_axes or {}).get(key, {})) for key, value in example.items())
-    with torch.no_grad():
-        results = flat_tensors(call_by_name(module, example))
-    names = tuple(output_names or (("output",) if len(results) == 1 else (f"output_{i}" for i in range(len(results)))))
-    if len(names) != len(results):
-        raise RequestError(f"The module gives {len(results)} tensors; {len(names)} output names were given.")
-    outputs = tuple(
-        TensorSpec(key, str(value.dtype).removeprefix("torch."), tuple(Dim(size=n) for n in value.shape))
-        for key, value in zip(names, results, strict=True)
-    )
-    reference = Reference(module, call_by_name, outputs)
-    others = [dict(entry) for entry in verify_inputs] if verify_inputs else _variations(example, inputs)
-
-    def cases() -> list[Case]:
-        return [reference.case(f"input {i}", _arrays(entry)) for i, entry in enumerate(others)]
-
-    def golden() -> list[GoldenCase]:
-        found = []
-        for index, entry in enumerate(others[:3]):
-            case = reference.case(f"input {index}", _arrays(entry), most=512)
-            found.append(GoldenCase(case.name, case.feeds, {key: rows[0] for key, rows in case.expected.items()}))
-        return found
-
-    return Subject(
-        info=ModelSource(name, None, _state_sha256(module), type(module).__name__, None, license),
-        task="module",
-        reference=reference,
-        inputs=inputs,
-        example=example,
-        trace=trace_module,
-        cases=cases,
-        golden=golden,
-        notes=() if dynamic_axes else ("All axes are constant: name the ones that vary with dynamic_axes.",),
-    )
-
-
-# --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
 def _encoder(source: Source, model: torch.nn.Module) -> torch.nn.Module:
@@ -277,63 +226,3 @@ def _position_limit(source: Source, encoder: torch.nn.Module) -> int | None:
         # A table under another name: RoBERTa-like models count positions from the padding id on.
         return stated
     return None
-
-
-# --- modules --------------------------------------------------------------------------------------------------------
-
-
-def _module_spec(name: str, value: torch.Tensor, axes: Mapping[int, Dim | str]) -> TensorSpec:
-    dims = []
-    for axis, size in enumerate(value.shape):
-        given = axes.get(axis)
-        if isinstance(given, str):
-            given = Dim(symbol=given, min=1, max=None)
-        dims.append(given or Dim(size=int(size)))
-    return TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(dims))
-
-
-def _variations(example: Mapping[str, torch.Tensor], inputs: Sequence[TensorSpec]) -> list[dict[str, torch.Tensor]]:
-    """Inputs like the example but not it: values shuffled and noised, and where axes vary, other sizes of them."""
-    generator = torch.Generator().manual_seed(0)
-    symbols = {dim.symbol: dim for spec in inputs for dim in spec.dims if dim.symbol and not dim.is_constant}
-    sizes = {
-        symbol: next(example[s.name].shape[s.dims.index(dim)] for s in inputs if dim in s.dims)
-        for symbol, dim in symbols.items()
-    }
-    found = []
-    for factor in (1.0, 0.5, 2.0) if symbols else (1.0, 1.0, 1.0):
-        chosen = {symbol: _admitted(dim, int(sizes[symbol] * factor)) for symbol, dim in symbols.items()}
-        found.append({spec.name: _varied(example[spec.name], spec, chosen, generator) for spec in inputs})
-    return found
-
-
-def _admitted(dim: Dim, size: int) -> int:
-    if dim.values is not None:
-        return min(dim.values, key=lambda value: abs(value - size))
-    return max(dim.min or 1, min(size, dim.max or size))
-
-
-def _varied(
-    value: torch.Tensor, spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generator
-) -> torch.Tensor:
-    for axis, dim in enumerate(spec.dims):
-        if dim.symbol is not None and dim.symbol in sizes:
-            value = value.index_select(axis, torch.arange(sizes[dim.symbol]) % value.shape[axis])
-    flat = value.flatten()
-    shuffled = flat[torch.randperm(flat.numel(), generator=generator)].reshape(value.shape)
-    if value.is_floating_point():
-        noise = torch.randn(value.shape, generator=generator).to(value.dtype)
-        return 0.5 * value + 0.25 * shuffled + 0.25 * noise * (value.std() if value.numel() > 1 else 1.0)
-    return shuffled
-
-
-def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
-
-
-def _state_sha256(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

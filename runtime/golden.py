@@ -48,7 +48,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One golden vector. `encoding` arrays have no batch axis (for `choices`: one row a choice)."""
+    """One golden vector. `encoding` arrays made from text have no batch axis (for `choices`: one row a choice)."""
 
     name: str
     encoding: dict[str, np.ndarray]
@@ -60,7 +60,9 @@ class GoldenCase:
     offsets: list[list[int]] | None = None
 
     def feeds(self) -> dict[str, np.ndarray]:
-        """The model's inputs, with a batch axis of one."""
+        """The model's inputs: those made from text with a batch axis of one, tensors as they are."""
+        if self.text is None:
+            return dict(self.encoding)
         return {name: array[None] for name, array in self.encoding.items()}
 
     def to_json(self) -> dict[str, Any]:
