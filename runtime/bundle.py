@@ -42,6 +42,7 @@ class Bundle:
             hint = " It looks like a checkpoint: palmtop export makes a bundle of it." if _is_checkpoint(root) else ""
             raise RequestError(f"{path} has no {MANIFEST_NAME}, so it is not a palmtop bundle.{hint}")
         bundle = cls(root, Manifest.read(root / MANIFEST_NAME))
+        bundle._check_listed()
         for file in bundle.manifest.files:
             bundle._check_size(file)
             if file.role != "artifact":
@@ -97,14 +98,22 @@ class Bundle:
         """The golden vectors. Raises DamagedError when they are missing or not valid."""
         return read_golden(self.root / GOLDEN_NAME)
 
+    def _check_listed(self) -> None:
+        """What the manifest refers to is among its files, whose hashes it states."""
+        spec = self.manifest.tokenizer
+        needed = [artifact.path for artifact in self.manifest.artifacts] + ([spec.path] if spec is not None else [])
+        files = [file.path for file in self.manifest.files]
+        for path in needed:
+            if not any(file == path or file.startswith(f"{path}/") for file in files):
+                raise DamagedError(f"The manifest does not list {path} among its files. Export the bundle again.")
+
     def _check_size(self, file: File) -> None:
         path = self.root / file.path
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise DamagedError(f"{file.path} leads out of the bundle.")
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise DamagedError(f"{file.path} is missing from the bundle. Export it again.") from error
+        if not path.is_file():
+            raise DamagedError(f"{file.path} is missing from the bundle. Export it again.")
+        size = path.stat().st_size
         if size != file.size:
             raise DamagedError(
                 f"{file.path} has {size} bytes, the manifest says {file.size}: it was cut or altered. "

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,16 +86,17 @@ class GoldenCase:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> GoldenCase:
-        outputs = {
-            name: Expected(
-                tuple(entry["shape"]), int(entry["every"]), np.array([_number(v) for v in entry["values"]], np.float64)
-            )
-            for name, entry in record["outputs"].items()
-        }
+        outputs = {name: _expected(entry) for name, entry in record["outputs"].items()}
         if "inputs" in record:
             encoding = {name: _unpacked(entry) for name, entry in record["inputs"].items()}
             return cls(record["name"], encoding, outputs)
         arrays = {name: np.array(values, np.int64) for name, values in record["encoding"].items() if name != "offsets"}
+        offsets, options = record["encoding"]["offsets"], record["options"]
+        shapes = {array.shape for array in arrays.values()} | {np.array(offsets, np.int64).shape[:-1]}
+        if len(shapes) != 1:
+            raise ValueError("inputs and offsets of different lengths")
+        if not isinstance(record["text"], str) or not {"max_length", "truncation"} <= set(options):
+            raise ValueError("no text, or not how it was cut")
         return cls(
             record["name"],
             arrays,
@@ -102,8 +104,8 @@ class GoldenCase:
             text=record["text"],
             text_pair=record["text_pair"],
             choices=tuple(record["choices"]) if "choices" in record else None,
-            options=record["options"],
-            offsets=record["encoding"]["offsets"],
+            options=options,
+            offsets=offsets,
         )
 
 
@@ -125,7 +127,7 @@ def read_golden(path: Path) -> list[GoldenCase]:
             continue
         try:
             cases.append(GoldenCase.from_json(json.loads(line)))
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise DamagedError(f"{path.name}, line {number}, is not a golden vector: {error!r}.") from error
     if not cases:
         raise DamagedError(f"{path.name} holds no golden vectors.")
@@ -138,6 +140,14 @@ def _numbers(values: np.ndarray) -> list[float | int | str]:
         return values.tolist()
     narrow = values.astype(np.float32)
     return [float(str(value)) if np.isfinite(value) else str(value) for value in narrow]
+
+
+def _expected(entry: dict[str, Any]) -> Expected:
+    shape, every = tuple(map(int, entry["shape"])), int(entry["every"])
+    values = np.array([_number(value) for value in entry["values"]], np.float64)
+    if every < 1 or min(shape, default=0) < 0 or len(values) != -(-math.prod(shape) // every):
+        raise ValueError(f"{len(values)} values, each {every}th of shape {list(shape)}")
+    return Expected(shape, every, values)
 
 
 def _number(value: float | str) -> float:

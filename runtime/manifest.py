@@ -252,7 +252,7 @@ class Manifest:
                 f"{where} needs a reader of schema version {needed}; this palmtop reads up to {SCHEMA_VERSION}. "
                 "Upgrade palmtop, or export the bundle again with this version."
             )
-        error = next(iter(_validator().iter_errors(data)), None)
+        error = jsonschema.exceptions.best_match(_validator().iter_errors(data))
         if error is not None:
             at = "/".join(map(str, error.absolute_path)) or "the top level"
             raise DamagedError(f"{where} is not a valid palmtop manifest: {error.message[:300]} (at {at}).")
@@ -285,10 +285,17 @@ class Manifest:
         except (OSError, UnicodeDecodeError) as error:
             raise DamagedError(f"{path} cannot be read: {error}.") from error
         try:
-            data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+            data = json.loads(text, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
             raise DamagedError(f"{path} is not valid JSON: {error}.") from error
-        return cls.from_json(data, where=str(path))
+        try:
+            return cls.from_json(data, where=str(path))
+        except RecursionError as error:
+            raise DamagedError(f"{path} is not a palmtop manifest: it is nested too deep.") from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def canonical_json(value: Any) -> str:

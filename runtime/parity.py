@@ -156,18 +156,14 @@ class Comparison:
                 self._worst = case
             self._nonfinite += bad
             return
-        scale = math.sqrt(float(np.mean(expected**2))) or 1.0
+        scale = _rms(expected) or 1.0
         difference = actual - expected
         largest = float(np.max(np.abs(difference))) / scale
-        rms = math.sqrt(float(np.mean(difference**2))) / scale
+        rms = _rms(difference) / scale
         if largest > self._max and not self._nonfinite:
             self._worst = case
         self._max, self._rms = max(self._max, largest), max(self._rms, rms)
-        norms = float(np.linalg.norm(expected) * np.linalg.norm(actual))
-        if norms > 0:
-            self._cosine = min(self._cosine, float(expected @ actual) / norms)
-        elif np.linalg.norm(expected) != np.linalg.norm(actual):
-            self._cosine = min(self._cosine, 0.0)
+        self._cosine = min(self._cosine, _cosine(expected, actual))
 
     def noise(self) -> Noise:
         return Noise(self._max, self._rms)
@@ -222,6 +218,21 @@ class Agreement:
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "passed": self.passed}
+
+
+def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
+    """Cosine of two vectors: 1 for two zeros, 0 for a zero and anything else."""
+    peaks = [float(np.max(np.abs(values))) for values in (expected, actual)]
+    if not all(peaks):
+        return float(peaks[0] == peaks[1])
+    one, other = expected / peaks[0], actual / peaks[1]
+    return float(one @ other) / float(np.linalg.norm(one) * np.linalg.norm(other))
+
+
+def _rms(values: np.ndarray) -> float:
+    """Root mean square, without underflow of tiny values or overflow of huge ones."""
+    peak = float(np.max(np.abs(values)))
+    return peak * math.sqrt(float(np.mean((values / peak) ** 2))) if peak else 0.0
 
 
 def _rounded(value: float) -> float | None:
