@@ -53,14 +53,16 @@ def plan(captured: Captured, options: Options) -> Artifact:
 def _axes(captured: Captured, options: Options) -> dict[str, Dim]:
     axes = {}
     for symbol, dim in captured.symbols.items():
-        longest = dim.largest if dim.largest is not None else max(_LARGEST_UNBOUNDED, dim.min or 1)
-        if symbol == "sequence" and options.lengths:
-            longest = max(options.lengths)
         if symbol == "batch":
             axes[symbol] = Dim(size=1)
-        elif not options.dynamic or (symbol == "sequence" and options.lengths and len(options.lengths) == 1):
-            axes[symbol] = Dim(size=longest)
-        else:
+            continue
+        lengths = options.lengths if symbol == "sequence" else None
+        longest = max(lengths) if lengths else dim.largest
+        if longest is None:
+            longest = max(_LARGEST_UNBOUNDED, dim.min or 1)
+        if not options.dynamic or (lengths and len(lengths) == 1):
+            axes[symbol] = Dim(symbol=symbol, values=(longest,))
+        elif dim.values is None:
             axes[symbol] = Dim(symbol=symbol, min=dim.min or 1, max=longest)
     return axes
 

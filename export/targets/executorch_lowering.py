@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+from torch.export import ExportedProgram
 
 from ...runtime.backends.executorch import IDENTITY_METHOD
 from ...runtime.backends.executorch_file import describe
@@ -20,7 +21,8 @@ from .executorch_half import cast_visitors, to_float, to_half
 from .executorch_partition import Partitioner
 from .executorch_patches import quick
 from .executorch_preflight import runtime_kernels
-from .executorch_rewrites import plain_reshapes, rewrite
+from .executorch_rewrites import rewrite
+from .executorch_shapes import known_slices, plain_reshapes
 
 
 def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
@@ -38,12 +40,13 @@ def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path)
         rewrite(program)
         edge = to_edge_transform_and_lower(
             program,
-            transform_passes=[plain_reshapes],
+            transform_passes=[known_slices, plain_reshapes],
             partitioner=[Partitioner()],
             # The checks trace the graph again after every pass; what they could find, the file's own check does.
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
             constant_methods=_constants(artifact, identity),
         )
+        _check_axes(edge.exported_program(), artifact)
         manager = edge.to_executorch()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
@@ -74,6 +77,18 @@ def _constants(artifact: Artifact, identity: str) -> dict[str, object]:
     if len(longest) == 1 and None not in longest:
         constants["get_max_seq_len"] = longest.pop()
     return constants
+
+
+def _check_axes(program: ExportedProgram, artifact: Artifact) -> None:
+    """Taking an operation apart may have settled a size that should vary; executorch would go on without a word."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    for name, spec in zip(program.graph_signature.user_inputs, artifact.inputs, strict=True):
+        for axis, (size, dim) in enumerate(zip(values[name].shape, spec.dims, strict=True)):  # type: ignore[index]
+            if isinstance(size, int) and not dim.is_constant:
+                raise UnsupportedError(
+                    f"Lowering to ExecuTorch fixes axis {axis} of '{spec.name}' ({dim}) to {size}.\n"
+                    "Remedy: export with --static, or with --lengths and one length."
+                )
 
 
 def _check_kernels(path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+from executorch.exir.tracer import _default_decomposition_table
 from torch._C import DispatchKey
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
@@ -29,8 +31,24 @@ _REPLACED = {
     "aten::empty_permuted": "aten::empty",
     "aten::new_empty": "aten::empty",
     "aten::_prelu_kernel": "aten::where",
+    "aten::mkldnn_rnn_layer": None,
     "aten::max_pool2d": "aten::max_pool2d_with_indices",
 }
+
+# Recurrent layers, which are written out step by step.
+_UNROLLED = {
+    torch.ops.aten.lstm.input,
+    torch.ops.aten.gru.input,
+    torch.ops.aten.rnn_tanh.input,
+    torch.ops.aten.rnn_relu.input,
+}
+_FIX_LENGTH = (
+    "ExecuTorch unrolls recurrent layers: give that axis a fixed size (--static, or --lengths with one length)"
+)
+
+
+def _knows_steps(node: torch.fx.Node) -> bool:
+    return all(isinstance(size, int) for size in node.args[0].meta["val"].shape)  # type: ignore[union-attr]
 
 
 def missing_kernels(program: ExportedProgram) -> list[UnsupportedOperation]:
@@ -42,6 +60,10 @@ def missing_kernels(program: ExportedProgram) -> list[UnsupportedOperation]:
     without: dict[Any, list[str]] = {}
     for node in program.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if node.target in _UNROLLED and not _knows_steps(node):
+            entry = UnsupportedOperation(f"{node.target} over any number of steps", module_path(node), _FIX_LENGTH)
+            missing[str(node.target), module_path(node)] = entry
             continue
         if node.target not in without:
             without[node.target] = [name for name in _parts(node) if not _has_kernel(name)]
@@ -99,7 +121,7 @@ class _Recorder(TorchDispatchMode):
 
 @functools.cache
 def _decompositions() -> dict[Any, Any]:
-    return dict(torch.export.default_decompositions().items())
+    return dict(_default_decomposition_table().items())
 
 
 def _parts(node: torch.fx.Node) -> set[str]:
@@ -109,7 +131,7 @@ def _parts(node: torch.fx.Node) -> set[str]:
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             args, kwargs = pytree.tree_map(_concrete, (args, kwargs))
-            with recorder:
+            with enable_python_dispatcher(), recorder:
                 node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception:  # an operation without a fake implementation, or one that depends on its data
         return {node.target._schema.name}  # type: ignore[union-attr]

@@ -13,29 +13,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from executorch.exir.dialects._ops import ops
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
-from torch.fx.passes.infra.pass_base import PassResult
 
 from ..normalize import _same_shape as same_shape
 from ..normalize import insert
 from .executorch_half import GELU_COEFFICIENTS, GELU_RANGE
 
 aten = torch.ops.aten
-edge = ops.edge
 
 # Up to this many columns a slice of the last axis is cheaper as a product with a 0/1 matrix than outside a delegate.
 _WIDEST_SELECTION = 128
 
-_EDGE_RESHAPES = (
-    edge.aten.view_copy.default,
-    edge.aten.squeeze_copy.dims,
-    edge.aten.squeeze_copy.dim,
-    edge.aten.unsqueeze_copy.default,
-    edge.aten.expand_copy.default,
-)
 # Work on one element at a time, with the usual broadcasting.
 _ELEMENTWISE = {
     aten.add.Tensor,
@@ -192,6 +182,21 @@ def _reduction(program: ExportedProgram, node: Node) -> Node | None:
     return result if given["keepdim"] else build(aten.squeeze.dim, result, -1)
 
 
+def _vector_norm(program: ExportedProgram, node: Node) -> Node | None:
+    """The Euclidean norm along the last axis."""
+    given = _arguments(node)
+    source, axes = given["self"], given["dim"]
+    shape = _value(source).shape
+    if given["ord"] != 2 or not axes or len(axes) != 1 or axes[0] not in (-1, len(shape) - 1) or len(shape) < 2:
+        return None
+    if not isinstance(shape[-1], int) or _value(source).dtype != torch.float32 or _value(node).dtype != torch.float32:
+        return None
+    build = _Builder(node)
+    ones = add_constant(program, f"palmtop_ones_{shape[-1]}", torch.ones(1, shape[-1]))
+    result = build(aten.sqrt.default, build(aten.linear.default, build(aten.mul.Tensor, source, source), ones))
+    return result if given["keepdim"] else build(aten.squeeze.dim, result, -1)
+
+
 def _power(program: ExportedProgram, node: Node) -> Node | None:
     """Small powers as products (the tanh form of GELU has a cube, norms have squares)."""
     source, exponent = node.args[:2]
@@ -243,6 +248,7 @@ _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     aten.layer_norm.default: _layer_norm,
     aten.mean.dim: _reduction,
     aten.sum.dim_IntList: _reduction,
+    aten.linalg_vector_norm.default: _vector_norm,
     aten.pow.Tensor_Scalar: _power,
     aten.slice.Tensor: _slice,
     aten.gelu.default: _half_gelu,
@@ -305,33 +311,6 @@ def _half_numbers(program: ExportedProgram) -> None:
         name = f"palmtop_number_{float(number)!r}".translate(str.maketrans(".-+", "pmp"))
         constant = add_constant(program, name, torch.tensor(float(number), dtype=torch.float16))
         node.args = (node.args[0], constant)
-
-
-def plain_reshapes(module: torch.fx.GraphModule) -> PassResult:
-    """Write every change of shape on the edge graph as one reshape to sizes of which at most one is `-1`.
-
-    XNNPACK takes `view_copy` alone, without sizes that are nodes of the graph. Chains of them become one, and what
-    changes nothing goes.
-    """
-    graph = module.graph
-    for node in list(graph.nodes):
-        if node.target not in _EDGE_RESHAPES or not isinstance(node.args[0], Node):
-            continue
-        shape, source = _value(node).shape, node.args[0]
-        if node.target is edge.aten.expand_copy.default and not same_shape(shape, _value(source).shape):
-            continue
-        while source.target in _EDGE_RESHAPES and source.target is not edge.aten.expand_copy.default:
-            source = source.args[0]  # type: ignore[assignment]
-        if same_shape(shape, _value(source).shape):
-            node.replace_all_uses_with(source)
-            graph.erase_node(node)
-        elif sum(not isinstance(size, int) for size in shape) <= 1:
-            node.target = edge.aten.view_copy.default
-            node.args = (source, [size if isinstance(size, int) else -1 for size in shape])
-            node.kwargs = {}
-    graph.eliminate_dead_code()
-    module.recompile()
-    return PassResult(module, True)
 
 
 def add_constant(program: ExportedProgram, name: str, value: torch.Tensor) -> Node:

@@ -5,53 +5,107 @@ Its wheel needs torch, which the rest of palmtop's runtime does not: both are im
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
+import os
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import DamagedError, RequestError
 from ..manifest import Artifact
 from . import Backend, Contents
-from .executorch_file import describe
+from .executorch_file import constants, describe
 
 IDENTITY_METHOD = "palmtop_identity"
 
 
 class ExecutorchRunner:
-    """A `.pte` loaded from its file."""
+    """A `.pte`, its weights mapped from the file.
+
+    ExecuTorch has one pool of threads for a process: `threads` sets its size for every loaded artifact.
+    """
 
     def __init__(self, path: Path, artifact: Artifact, threads: int | None):
-        import torch
-        from executorch.extension.pybindings import _portable_lib as library
-
-        self._torch = torch
-        if threads is not None:
-            library._unsafe_reset_threadpool(threads)
-        try:
-            self._program = library._load_program(str(path))
-            names = {self._program.get_method_name(index) for index in range(self._program.num_methods())}
-            self.identity = None
-            if IDENTITY_METHOD in names:
-                self.identity = self._program.load_method(IDENTITY_METHOD)([])[0]
-            self._method = self._program.load_method(artifact.methods["forward"])
-        except RuntimeError as error:
-            raise DamagedError(f"{path} cannot be loaded by ExecuTorch: {error}") from error
-        self.engine = "ExecuTorch"
+        identity = constants(path).get(IDENTITY_METHOD)
+        self.identity = identity if isinstance(identity, str) else None
         self._inputs = [spec.name for spec in artifact.inputs]
         self._outputs = [spec.name for spec in artifact.outputs]
+        entry = artifact.methods["forward"]
+        said: list[str] = []
+        try:
+            with _native_messages(said):
+                import torch  # before the library, which is linked against it
+                from executorch.extension.pybindings import _portable_lib as library
+
+                if threads is not None and library._threadpool_get_thread_count() != threads:
+                    library._unsafe_reset_threadpool(threads)
+                # Kept as long as the method: ExecuTorch's methods read the program's memory.
+                self._program = library._load_program(
+                    str(path), program_verification=library.Verification.InternalConsistency
+                )
+                names = {self._program.get_method_name(index) for index in range(self._program.num_methods())}
+                if entry not in names:
+                    raise DamagedError(f"{path} has no method '{entry}', which the manifest names.")
+                self._method = self._program.load_method(entry)
+        except RuntimeError as error:
+            raise DamagedError(f"{path} cannot be loaded by ExecuTorch: {error}{_last(said)}") from error
+        self._torch = torch
+        self.engine = f"ExecuTorch {_version()}"
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        tensors = [self._torch.from_numpy(feeds[name]) for name in self._inputs]
+        """Execute `forward`. Raises RequestError when the program refuses these sizes."""
         try:
-            results = self._method(tensors)
+            results = self._method([self._tensor(feeds[name]) for name in self._inputs])
         except RuntimeError as error:
             raise RequestError(f"ExecuTorch could not run the model: {error}") from error
+        if len(results) != len(self._outputs):
+            raise DamagedError(f"The model gives {len(results)} outputs; the manifest names {len(self._outputs)}.")
         return {name: result.numpy() for name, result in zip(self._outputs, results, strict=True)}
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        return self._torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+@contextlib.contextmanager
+def _native_messages(lines: list[str]) -> Iterator[None]:
+    """Keep what ExecuTorch's C++ writes to stderr while loading: chatter when all is well, the cause when not."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # a process without stderr
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            lines.extend(file.read().decode("utf-8", "replace").splitlines())
+
+
+def _last(lines: list[str]) -> str:
+    """The last messages that tell something, to add to an error."""
+    told = [line.partition("] ")[2] or line for line in lines if "cpuinfo" not in line and "threadpool" not in line]
+    return "".join(f"\n  {line}" for line in told[-3:])
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("executorch")
+    except importlib.metadata.PackageNotFoundError:
+        return "(unknown version)"
 
 
 def missing() -> str | None:
+    """Why this machine cannot execute `.pte` files, and what to install; None when it can."""
     for package in ("torch", "executorch"):
         if importlib.util.find_spec(package) is None:
             return (

@@ -18,13 +18,16 @@ from typing import Any
 from ..errors import DamagedError
 
 # The members of `union XNodeUnion`, from 1 on, without their prefix.
+# fmt: off
 _XNNPACK_OPERATIONS = (
-    "Add FullyConnected Softmax Sigmoid StaticTranspose Clamp Conv2d Div StaticResizeBilinear2D StaticConstantPad "
-    "AvgPooling2d Minimum DepthwiseConv2d MaxPooling2d Multiply Subtract Floor Convert GlobalAvgPooling2d StaticReshape "
-    "ArgMaxPooling2d SquareRoot Ceiling Hardswish LeakyReLU Maximum Negate Square ELU Abs PReLU Concatenate2 "
-    "Concatenate3 Concatenate4 StaticSlice ScaledDotProductAttention BatchMatrixMultiply Concatenate5 ConvTranspose2d "
-    "ReciprocalSquareRoot Log Gelu Tanh Exp Sin Copy Cos"
-).split()
+    "Add", "FullyConnected", "Softmax", "Sigmoid", "StaticTranspose", "Clamp", "Conv2d", "Div",
+    "StaticResizeBilinear2D", "StaticConstantPad", "AvgPooling2d", "Minimum", "DepthwiseConv2d", "MaxPooling2d",
+    "Multiply", "Subtract", "Floor", "Convert", "GlobalAvgPooling2d", "StaticReshape", "ArgMaxPooling2d",
+    "SquareRoot", "Ceiling", "Hardswish", "LeakyReLU", "Maximum", "Negate", "Square", "ELU", "Abs", "PReLU",
+    "Concatenate2", "Concatenate3", "Concatenate4", "StaticSlice", "ScaledDotProductAttention", "BatchMatrixMultiply",
+    "Concatenate5", "ConvTranspose2d", "ReciprocalSquareRoot", "Log", "Gelu", "Tanh", "Exp", "Sin", "Copy", "Cos",
+)
+# fmt: on
 
 # Members of `union InstructionArguments` and `union KernelTypes`.
 _KERNEL_CALL, _DELEGATE_CALL = 1, 2
@@ -93,13 +96,8 @@ def constants(path: Path) -> dict[str, Any]:
     Raises DamagedError when the file cannot be read as a `.pte`.
     """
     with _opened(path) as program:
-        return {
-            plan.string(0): value
-            for plan in program.root.tables(1)
-            if not list(plan.tables(5))[0:1] or not _instructions(plan)
-            for value in [_constant(plan)]
-            if value is not None
-        }
+        values = {plan.string(0): _constant(plan) for plan in program.root.tables(1)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -184,6 +182,8 @@ class _Program:
         self.root = _Table(data, _read("<I", data, 0))
         has_header = bytes(data[8:12]) == b"eh00"
         self._segments = _read("<Q", data, 24) if has_header else 0
+        if has_header and _read("<I", data, 12) >= 32 and self._segments + _read("<Q", data, 32) > len(data):
+            raise struct.error("it is cut short")
 
     def delegate(self, delegate: _Table) -> dict[str, Any]:
         processed = delegate.table(1)
