@@ -122,27 +122,27 @@ def _convert_weights(work: _Half) -> None:
         if all(work.dtype_of(user) == torch.float32 for user in node.users):
             continue
         store = program.state_dict if spec.target in program.state_dict else program.constants
-        value = store[spec.target]  # type: ignore[index]
+        value = store[spec.target]
         half = value.detach().clamp(-_LARGEST, _LARGEST).half()
         is_parameter = spec.kind == InputKind.PARAMETER
-        store[spec.target] = torch.nn.Parameter(half, requires_grad=False) if is_parameter else half  # type: ignore[index]
+        store[spec.target] = torch.nn.Parameter(half, requires_grad=False) if is_parameter else half
         node.meta["val"] = node.meta["val"].to(torch.float16)
 
 
 def _restore_outputs(work: _Half) -> None:
     output = work.program.graph.output_node()
     results = []
-    for node in output.args[0]:  # type: ignore[union-attr]
+    for node in output.args[0]:
         back = work.cast(node, torch.float32, output)
         results.append(back)
     for spec, old, new in zip(
         work.program.graph_signature.output_specs,
         output.args[0],
         results,
-        strict=True,  # type: ignore[arg-type]
+        strict=True,
     ):
         if old is not new:
-            spec.arg = type(spec.arg)(name=new.name)  # type: ignore[call-arg]
+            spec.arg = type(spec.arg)(name=new.name)
     output.args = (tuple(results),)
 
 

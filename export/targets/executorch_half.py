@@ -55,7 +55,7 @@ class ToFloatConfig(_CastConfig):
 class _CastVisitor(node_visitor.NodeVisitor):
     def define_node(self, node: Node, xnn_graph: Any, vals_to_ids: dict[Node, int], debug_handle: int) -> None:
         self.define_nodes_tensor_inputs_outputs(node, xnn_graph, vals_to_ids)
-        convert = XNNConvert(input_id=vals_to_ids[node.args[0]], output_id=vals_to_ids[node], flags=0)  # type: ignore[index]
+        convert = XNNConvert(input_id=vals_to_ids[node.args[0]], output_id=vals_to_ids[node], flags=0)
         xnn_graph.xnodes.append(XNode(xnode_union=convert, debug_handle=debug_handle))
 
 

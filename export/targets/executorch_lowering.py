@@ -83,7 +83,7 @@ def _check_axes(program: ExportedProgram, artifact: Artifact) -> None:
     """Taking an operation apart may have settled a size that should vary; executorch would go on without a word."""
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     for name, spec in zip(program.graph_signature.user_inputs, artifact.inputs, strict=True):
-        for axis, (size, dim) in enumerate(zip(values[name].shape, spec.dims, strict=True)):  # type: ignore[index]
+        for axis, (size, dim) in enumerate(zip(values[name].shape, spec.dims, strict=True)):
             if isinstance(size, int) and not dim.is_constant:
                 raise UnsupportedError(
                     f"Lowering to ExecuTorch fixes axis {axis} of '{spec.name}' ({dim}) to {size}.\n"

@@ -63,4 +63,4 @@ def _shared(program: ExportedProgram, node: Node, taken: set[Node]) -> bool:
 
 
 def _computes(node: Node) -> bool:
-    return node.op == "call_function" and format_target_name(node.target.__name__) not in _SHAPE_ONLY  # type: ignore[union-attr]
+    return node.op == "call_function" and format_target_name(node.target.__name__) not in _SHAPE_ONLY

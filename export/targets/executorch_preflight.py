@@ -48,7 +48,7 @@ _FIX_LENGTH = (
 
 
 def _knows_steps(node: torch.fx.Node) -> bool:
-    return all(isinstance(size, int) for size in node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+    return all(isinstance(size, int) for size in node.args[0].meta["val"].shape)
 
 
 def missing_kernels(program: ExportedProgram) -> list[UnsupportedOperation]:
@@ -132,10 +132,10 @@ def _parts(node: torch.fx.Node) -> set[str]:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             args, kwargs = pytree.tree_map(_concrete, (args, kwargs))
             with enable_python_dispatcher(), recorder:
-                node.target(*args, **kwargs)  # type: ignore[operator]
+                node.target(*args, **kwargs)
     except Exception:  # an operation without a fake implementation, or one that depends on its data
-        return {node.target._schema.name}  # type: ignore[union-attr]
-    return recorder.found or {node.target._schema.name}  # type: ignore[union-attr]
+        return {node.target._schema.name}
+    return recorder.found or {node.target._schema.name}
 
 
 def _concrete(value: Any) -> Any:

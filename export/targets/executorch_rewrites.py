@@ -78,7 +78,7 @@ def _value(node: Any) -> torch.Tensor:
 def _arguments(node: Node) -> dict[str, Any]:
     """All arguments of a call by name, defaults included."""
     found = {}
-    for place, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    for place, argument in enumerate(node.target._schema.arguments):
         default = argument.default_value if argument.has_default_value() else None
         found[argument.name] = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name, default)
     return found
@@ -284,20 +284,20 @@ def _thinned(node: Node, thin: dict[Node, Node]) -> Node | None:
         return None
     if node.target is aten.reshape.default:
         same = same_shape(_value(node.args[0]).shape, _value(node).shape)
-        return thin[node.args[0]] if same else None  # type: ignore[index]
+        return thin[node.args[0]] if same else None
     operands = [argument for argument in node.args if isinstance(argument, Node)]
     if any(_value(operand).dim() == 4 and str(_value(operand).shape[0]) != "1" for operand in operands):
         return None
     build = _Builder(node)
     arguments = list(node.args)
-    if node.target in _SOFTMAX and arguments[1] >= 0:  # type: ignore[operator]
-        arguments[1] -= 1  # type: ignore[operator]
-        if arguments[1] < 0:  # type: ignore[operator]
+    if node.target in _SOFTMAX and arguments[1] >= 0:
+        arguments[1] -= 1
+        if arguments[1] < 0:
             return None
     for place, argument in enumerate(arguments):
         if isinstance(argument, Node) and _value(argument).dim() == 4:
             arguments[place] = thin[argument] if argument in thin else build(aten.squeeze.dim, argument, 0)
-    return build(node.target, *arguments)  # type: ignore[arg-type]
+    return build(node.target, *arguments)
 
 
 def _half_numbers(program: ExportedProgram) -> None:

@@ -100,7 +100,7 @@ def plain_reshapes(module: torch.fx.GraphModule) -> PassResult:
         if node.target is edge.aten.expand_copy.default and not same_shape(shape, _value(source).shape):
             continue
         while source.target in _EDGE_RESHAPES and source.target is not edge.aten.expand_copy.default:
-            source = source.args[0]  # type: ignore[assignment]
+            source = source.args[0]
         if same_shape(shape, _value(source).shape):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
