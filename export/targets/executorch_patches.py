@@ -170,7 +170,7 @@ _EDGE_CONCERNS: dict[str, Callable[[torch.fx.Graph], bool]] = {
         node.target in LegalizePortableDimOrderPass._target_ops for node in _calls(graph)
     ),
 }
-_FLOAT = {torch.float32}
+_FLOAT: set[torch.dtype] = {torch.float32}
 
 
 def _when_concerned(step: Any) -> Any:
