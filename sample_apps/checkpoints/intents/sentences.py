@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from noise import syllables
+
 HERE = Path(__file__).resolve().parent
 LANGUAGES = ("en", "fr", "ko")
+_SYLLABLES = syllables()
 
 
 @dataclass(frozen=True)
@@ -128,26 +131,73 @@ def load(language: str) -> Grammar:
     return grammar
 
 
-def sample(grammar: Grammar, nodes: Sequence, rng: random.Random) -> str:
-    """One sentence of the sequence, particles and elisions resolved."""
-    text = " ".join("".join(_sample(grammar, nodes, rng)).split())
+def sample(grammar: Grammar, nodes: Sequence, rng: random.Random, unheard: float = 0.0) -> str:
+    """One sentence of the sequence, particles and elisions resolved.
+
+    With probability ``unheard``, a slot whose values are names and things is filled with a word that does not exist:
+    there are more songs and towns than a list can hold.
+    """
+    text = " ".join("".join(_sample(grammar, nodes, rng, unheard)).split())
     return {"fr": _french, "ko": _korean}.get(grammar.language, lambda same: same)(text)
 
 
-def _sample(grammar: Grammar, nodes: Sequence, rng: random.Random) -> list[str]:
+OPEN_SLOTS = frozenset(
+    ["artist", "city", "food", "goods", "item", "name", "person", "phrase", "place", "song", "subject", "todo"]
+)
+
+
+def _sample(grammar: Grammar, nodes: Sequence, rng: random.Random, unheard: float) -> list[str]:
     out: list[str] = []
     for node in nodes:
         if isinstance(node, str):
             out.append(node)
         elif isinstance(node, Choice):
-            out += _sample(grammar, rng.choice(node.options), rng)
+            out += _sample(grammar, rng.choice(node.options), rng, unheard)
         elif isinstance(node, Slot):
-            out += _sample(grammar, rng.choice(grammar.slots[node.name]), rng)
+            if unheard and node.name in OPEN_SLOTS and rng.random() < unheard:
+                out.append(" ".join(made_up_word(grammar.language, rng) for _ in range(rng.choice((1, 1, 2)))))
+            else:
+                out += _sample(grammar, rng.choice(grammar.slots[node.name]), rng, unheard)
         else:
             forms = grammar.requests(node.verb)
-            # People mostly just say it: half of the time the plain imperative.
+            # People mostly just say it: nearly half of the time the plain imperative.
             out.append(forms[0] if rng.random() < 0.4 else rng.choice(forms))
     return out
+
+
+def made_up_word(language: str, rng: random.Random) -> str:
+    """A word that could be a name: two or three syllables."""
+    if language == "ko":
+        return "".join(rng.choice(_SYLLABLES) for _ in range(rng.choice((2, 3))))
+    starts, vowels, ends = (
+        [
+            "b",
+            "c",
+            "d",
+            "f",
+            "g",
+            "h",
+            "j",
+            "k",
+            "l",
+            "m",
+            "n",
+            "p",
+            "r",
+            "s",
+            "t",
+            "v",
+            "w",
+            "z",
+            "br",
+            "ch",
+            "tr",
+            "st",
+        ],
+        "aeiou",
+        ["", "", "n", "s", "r"],
+    )
+    return "".join(rng.choice(starts) + rng.choice(vowels) for _ in range(rng.choice((2, 2, 3)))) + rng.choice(ends)
 
 
 # --- French: elision and contraction ---------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ LABEL_SMOOTHING = 0.05
 SIDE_WEIGHT = 0.5  # of the losses of the two side heads, see SideHeads
 PIECE_DROP = 0.15  # probability that a piece is refused, for half of the sentences
 LOOSE = 0.2  # probability that a sentence is rearranged or shortened by a word, and again
+UNHEARD = 0.1  # probability that a name or thing is a word that does not exist
 ASIDE = 0.04  # probability that a request comes with an unrelated statement
 TOKEN_DROP = 0.08  # probability that a token is hidden behind [MASK] or [UNK]
 
@@ -57,7 +58,7 @@ def training_rows(seed: int = SEED, per_cell: int = PER_CELL) -> list[Row]:
             wanted = int(per_cell * OUTSIDE) if intent == "out_of_scope" else per_cell
             for number in range(wanted):
                 # Templates in turn, so that none is rare.
-                text = sample(grammar, templates[number % len(templates)], rng)
+                text = sample(grammar, templates[number % len(templates)], rng, UNHEARD)
                 while rng.random() < LOOSE:
                     text = loosen(text, rng)
                 if intent != "out_of_scope" and rng.random() < ASIDE:

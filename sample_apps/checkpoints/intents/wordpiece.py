@@ -21,29 +21,38 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
     Every letter of the alphabet and every KS X 1001 syllable is a piece at both places of a word, so that French and
     Korean words that the training text lacks are spelled out instead of becoming ``[UNK]``.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    letters = [char for char in ALPHABET if char.isalnum()] + syllables()
+    known = set(ALPHABET) | set(syllables())
+    letters = sorted(char for char in known if char.isalnum() or not char.isascii())
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         min_frequency=2,
-        special_tokens=SPECIALS,
-        initial_alphabet=sorted(set(ALPHABET) | set(letters)),
+        # The trainer meets the "##" letters in an order that changes from run to run, and breaks ties by it. Told of
+        # them beforehand, as special tokens, and shown no other, it gives the same pieces each time.
+        special_tokens=SPECIALS + [f"##{letter}" for letter in letters],
+        initial_alphabet=sorted(known),
         continuing_subword_prefix="##",
         show_progress=False,
     )
-    # A letter doubled is a word that puts it at both places; seen once, it is never merged.
-    spelled = [letter + letter for letter in letters]
-    tokenizer.train_from_iterator([*texts, *spelled], trainer)
+    trained = _tokenizer({"[UNK]": 0})
+    spelled = ("".join(char for char in text.lower() if char in known or char == " ") for text in texts)
+    trained.train_from_iterator(spelled, trainer)
+    tokenizer = _tokenizer(trained.get_vocab())
+    tokenizer.add_special_tokens(SPECIALS)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", SPECIALS.index("[CLS]")), ("[SEP]", SPECIALS.index("[SEP]"))],
     )
+    return tokenizer
+
+
+def _tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
     return tokenizer
 
 
