@@ -224,7 +224,7 @@ def _verify(
 ) -> ArtifactReport:
     return verify_artifact(
         artifact,
-        lambda: Session.open(root, artifact, manifest.identity),
+        lambda: Session.open(root, artifact, manifest.identity, threads=1),
         cases,
         task=manifest.task,
         tokenizer=manifest.tokenizer,
