@@ -19,12 +19,11 @@ from executorch.backends.xnnpack import _passes as xnnpack_passes
 from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
 from executorch.exir import sym_util
 from executorch.exir.passes import sym_shape_eval_pass
-from executorch.exir.passes.dim_order_ops_registry import DimOrderOpsMap
 from executorch.exir.passes.legalize_portable_dim_order_pass import LegalizePortableDimOrderPass
 from executorch.exir.passes.replace_aten_with_edge_pass import aten_to_edge, should_lower_to_edge
 from executorch.exir.program import _program as lowering
 from torch._export import utils as export_utils
-from torch.export import ExportedProgram, decomp_utils, exported_program
+from torch.export import ExportedProgram, decomp_utils
 from torch.fx.passes.infra.pass_base import PassResult
 
 aten = torch.ops.aten
@@ -165,7 +164,6 @@ _EDGE_CONCERNS: dict[str, Callable[[torch.fx.Graph], bool]] = {
         for node in _calls(graph)
         if node.target in _SAME_DTYPE_OPERATORS
     ),
-    "MemoryFormatOpsPass": lambda graph: any(node.target in DimOrderOpsMap for node in _calls(graph)),
     "LegalizePortableDimOrderPass": lambda graph: any(
         node.target in LegalizePortableDimOrderPass._target_ops for node in _calls(graph)
     ),
@@ -282,10 +280,8 @@ PATCHES: dict[str, tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., 
     "bounds": (sym_util, "eval_upper_bound", _true_bound),
     "bounds of shapes": (sym_shape_eval_pass, "eval_upper_bound", _true_bound),
     "edge passes": (lowering, "_get_aten_to_edge_passes", _concerned_edge_passes),
-    "memory formats": (lowering, "MemoryFormatOpsPass", _made_when_concerned),
     "dim orders": (lowering, "LegalizePortableDimOrderPass", _made_when_concerned),
     "dialect": (lowering, "OpReplacePass", _renamed_in_place),
-    # The list of all operations with an implicit decomposition, several thousand asked one by one, for each tracing.
-    "implicit operations": (exported_program, "_collect_all_valid_cia_ops", functools.cache),
-    "implicit operations of tables": (decomp_utils, "_collect_all_valid_cia_ops", functools.cache),
+    # The list of all operations with an implicit decomposition, several thousand asked one by one, for each table.
+    "implicit operations": (decomp_utils, "_collect_all_valid_cia_ops", functools.cache),
 }

@@ -35,21 +35,6 @@ _REPLACED = {
     "aten::max_pool2d": "aten::max_pool2d_with_indices",
 }
 
-# Recurrent layers, which are written out step by step.
-_UNROLLED = {
-    torch.ops.aten.lstm.input,
-    torch.ops.aten.gru.input,
-    torch.ops.aten.rnn_tanh.input,
-    torch.ops.aten.rnn_relu.input,
-}
-_FIX_LENGTH = (
-    "ExecuTorch unrolls recurrent layers: give that axis a fixed size (--static, or --lengths with one length)"
-)
-
-
-def _knows_steps(node: torch.fx.Node) -> bool:
-    return all(isinstance(size, int) for size in node.args[0].meta["val"].shape)
-
 
 def missing_kernels(program: ExportedProgram) -> list[UnsupportedOperation]:
     """Every operation of a captured program that needs, itself or taken apart, a kernel that does not exist.
@@ -60,10 +45,6 @@ def missing_kernels(program: ExportedProgram) -> list[UnsupportedOperation]:
     without: dict[Any, list[str]] = {}
     for node in program.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if node.target in _UNROLLED and not _knows_steps(node):
-            entry = UnsupportedOperation(f"{node.target} over any number of steps", module_path(node), _FIX_LENGTH)
-            missing[str(node.target), module_path(node)] = entry
             continue
         if node.target not in without:
             without[node.target] = [name for name in _parts(node) if not _has_kernel(name)]

@@ -219,12 +219,13 @@ def _slice(program: ExportedProgram, node: Node) -> Node | None:
         or not isinstance(width, int)
         or width > _WIDEST_SELECTION
         or given["step"] != 1
-        or _value(source).dtype != torch.float32
+        or _value(source).dtype not in (torch.float32, torch.float16)
     ):
         return None
     start, stop, _ = slice(given["start"], given["end"]).indices(width)
-    rows = torch.eye(width)[start:stop].clone()
-    matrix = add_constant(program, f"palmtop_select_{start}_{stop}_of_{width}", rows)
+    rows = torch.eye(width, dtype=_value(source).dtype)[start:stop].clone()
+    kind = "half" if rows.dtype == torch.float16 else "float"
+    matrix = add_constant(program, f"palmtop_select_{start}_{stop}_of_{width}_{kind}", rows)
     return _Builder(node)(aten.linear.default, source, matrix)
 
 
@@ -242,6 +243,15 @@ def _half_gelu(program: ExportedProgram, node: Node) -> Node | None:
     return build(aten.mul.Tensor, source, build(aten.sigmoid.default, build(aten.mul.Tensor, near, inner)))
 
 
+def _pool(program: ExportedProgram, node: Node) -> Node | None:
+    """Pooling with its stride written out: executorch 1.4.1 looks for it where it need not be given."""
+    given = _arguments(node)
+    if len(node.args) > 2 and node.args[2]:
+        return None
+    given["stride"] = given["stride"] or given["kernel_size"]
+    return _Builder(node)(node.target, *given.values())
+
+
 _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     aten.scaled_dot_product_attention.default: _attention,
     aten.matmul.default: _matmul,
@@ -252,6 +262,8 @@ _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     aten.pow.Tensor_Scalar: _power,
     aten.slice.Tensor: _slice,
     aten.gelu.default: _half_gelu,
+    aten.max_pool2d.default: _pool,
+    aten.avg_pool2d.default: _pool,
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import tempfile
 from collections import Counter
@@ -74,7 +75,11 @@ class ExecutorchRunner:
 
 @contextlib.contextmanager
 def _native_messages(lines: list[str]) -> Iterator[None]:
-    """Keep what ExecuTorch's C++ writes to stderr while loading: chatter when all is well, the cause when not."""
+    """Keep what ExecuTorch writes to stderr while loading: chatter when all is well, the cause when not.
+
+    Some of it comes by way of `sys.stderr`, some straight from C++.
+    """
+    text = io.StringIO()
     try:
         saved = os.dup(2)
     except OSError:  # a process without stderr
@@ -83,12 +88,14 @@ def _native_messages(lines: list[str]) -> Iterator[None]:
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
-            yield
+            with contextlib.redirect_stderr(text):
+                yield
         finally:
             os.dup2(saved, 2)
             os.close(saved)
             file.seek(0)
-            lines.extend(file.read().decode("utf-8", "replace").splitlines())
+            written = file.read().decode("utf-8", "replace") + text.getvalue()
+            lines.extend(line for line in written.splitlines() if line.strip())
 
 
 def _last(lines: list[str]) -> str:
