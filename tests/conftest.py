@@ -1,5 +1,10 @@
 """Settings of the whole suite."""
 
+import os
+
+# Tiny models run fastest on one thread, and several tests run at a time. Before anything imports torch or numpy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from hypothesis import settings
 
 # The same examples every time, however busy the machine is.

@@ -13,8 +13,6 @@ from palmtop.runtime.verify import verify_bundle
 from torch import nn
 
 TARGETS = ("onnx", "coreml", "executorch")
-# Its optimized kernels have no LSTM: torch makes one of oneDNN's here.
-WITHOUT_LSTM = ("onnx", "coreml")
 
 
 class Perceptron(nn.Module):
@@ -77,7 +75,7 @@ def made(tmp_path_factory):
     recipes = {
         "cnn": (convolutions, IMAGE, {"output_names": ["logits"]}),
         "mlp": (Perceptron, ROWS, {"dynamic_axes": BATCH, "output_names": ["scores", "energy"], "license": "mit"}),
-        "tagger": (Tagger, IDS, {"to": WITHOUT_LSTM}),
+        "tagger": (Tagger, IDS, {}),
     }
     done: dict[str, tuple] = {}
 
@@ -119,7 +117,7 @@ def test_a_perceptron_with_a_dynamic_batch(made, target, rows):
     np.testing.assert_allclose(found["energy"], energy, atol=2e-5)
 
 
-@pytest.mark.parametrize("target", WITHOUT_LSTM)
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_recurrent_tagger(made, target):
     module, result = made("tagger")
     ids = torch.randint(0, 50, (1, 7))
@@ -131,8 +129,7 @@ def test_a_recurrent_tagger(made, target):
 def test_the_bundle_is_verified_and_its_golden_vectors_verify_it_again(made, name):
     _, result = made(name)
     assert result.report.passed
-    targets = WITHOUT_LSTM if name == "tagger" else TARGETS
-    assert {entry.target: entry.status for entry in result.report.artifacts} == dict.fromkeys(targets, "passed")
+    assert {entry.target: entry.status for entry in result.report.artifacts} == dict.fromkeys(TARGETS, "passed")
     bundle = Bundle.open(result.path)
     bundle.check_files()
     report = verify_bundle(bundle)
@@ -263,11 +260,6 @@ def test_unknown_operations_are_listed_with_module_and_remedy(tmp_path):
         assert f"{target}: palmtop_test.bend.default in the model itself" in message
     assert message.count("Remedy:") == 6
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_lstm_is_no_operation_of_executorch(tmp_path):
-    with pytest.raises(UnsupportedError, match=r"executorch: aten\.lstm\S* .*in lstm"):
-        export_module(Tagger(), IDS, tmp_path / "x.bundle", to=["executorch"])
 
 
 class Branching(nn.Module):
