@@ -14,7 +14,7 @@ help:
 	@echo "make test         the test suite"
 	@echo "make check        ruff and mypy"
 	@echo "make conformance  coremltools' own operator tests, executed by palmtop's interpreter"
-	@echo "make bench        side-by-side measurements (docs/benchmarks.md)"
+	@echo "make bench        sizes of graphs; speed of the Core ML interpreter beside PyTorch"
 
 install: $(STAMP)
 
@@ -41,6 +41,13 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=build/typing $(BIN)/mypy -p palmtop.runtime -p palmtop.quantize -p palmtop.export
+
+conformance: $(STAMP)
+	$(BIN)/python tests/conformance/run.py
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/graphs.py
+	$(BIN)/python benchmarks/mil_speed.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
