@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DamagedError, RequestError
+from .defaults import check_default_shapes
 from .execute import Observer, Run, run_block
 from .features import Feature, feed, read_feature
 from .images import tensor_to_image
@@ -58,6 +59,7 @@ class Program:
             description.output, dict(zip(self._plan.output_names, self._plan.output_types, strict=True))
         )
         _check_interface(self._plan, self.input_features | self.state_features, self.output_features)
+        check_default_shapes(self._plan, self.input_features)
 
     @classmethod
     def load(cls, path: str | Path, function: str | None = None, precision: str = "declared") -> Program:
@@ -65,7 +67,8 @@ class Program:
 
         Weights are mapped, and decoded at the first prediction. `precision="fp32"` makes predictions leave out the
         rounding of values declared fp16. Raises RequestError (no such file or function), DamagedError (truncated or
-        altered package), UnsupportedError (not an ML Program, unknown operation or opset).
+        altered package), UnsupportedError (not an ML Program, unknown operation or opset, default shapes that do not
+        fit the program).
         """
         return cls(Package(path), function, precision)
 

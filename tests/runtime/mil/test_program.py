@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from palmtop.runtime.errors import RequestError
+from palmtop.runtime.errors import RequestError, UnsupportedError
 from palmtop.runtime.mil import ExecutionError, Program
 
 from .build import Builder, literal
@@ -158,6 +158,28 @@ def test_enumerated_shapes_are_the_only_ones_allowed(tmp_path):
     assert program.predict({"x": np.ones((1, 8))})["y"].shape == (1, 8)
     with pytest.raises(RequestError, match=r"one of \[1, 4\], \[1, 8\], got \[1, 6\]"):
         program.predict({"x": np.ones((1, 6))})
+
+
+@pytest.mark.parametrize(("default", "accepted"), [((2, 4), True), ((2, 3), False)])
+def test_a_model_that_stacks_different_shapes_by_default_is_refused_before_anything_is_fed(tmp_path, default, accepted):
+    b = Builder()
+    b.input("x", "fp32", (2, 4))
+    b.input("y", "fp32", (2, None), default=default)
+    sizes = b.model.description.input[1].type.multiArrayType.shapeRange.sizeRanges
+    sizes.add(lowerBound=2, upperBound=2)
+    sizes.add(lowerBound=1, upperBound=10)
+    b.op("relu", ("fp32", (2, None)), x="y", name="r")
+    b.op("stack", ("fp32", (2, 2, 4)), values=("x", "r"), axis=0, name="z")
+    path = b.save(tmp_path / "m.mlpackage", "z")
+    if accepted:
+        ones = np.ones((2, 4))
+        assert Program.load(path).predict({"x": ones, "y": -ones})["z"].tolist() == [ones.tolist(), (0 * ones).tolist()]
+    else:
+        with pytest.raises(
+            UnsupportedError, match=r"z \(stack\): .* \(\[2, 3\] and \[2, 4\]\) at the default"
+        ) as error:
+            Program.load(path)
+        assert isinstance(error.value, RuntimeError)
 
 
 def test_optional_input_takes_its_default(tmp_path):
