@@ -93,8 +93,10 @@ def _read_model(path: Path) -> Any:
     if kind is None:
         raise DamagedError(f"{path}: holds no model; it is empty, truncated or not a Core ML model")
     if kind != "mlProgram":
-        raise UnsupportedError(
-            f"{path}: a model of type {kind}; only ML Programs can be executed. "
-            'Convert it with convert_to="mlprogram" (minimum deployment target iOS 15 or newer).'
+        remedy = (
+            "Load the models that it is made of one by one."
+            if kind.startswith("pipeline")
+            else 'Convert it with convert_to="mlprogram" (minimum deployment target iOS 15 or newer).'
         )
+        raise UnsupportedError(f"{path}: a model of type {kind}; only ML Programs can be executed. {remedy}")
     return spec

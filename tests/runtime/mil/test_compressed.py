@@ -50,6 +50,11 @@ SCHEMES = {
     "palettes of 4 bits per group of channels": palettized(
         mode="uniform", nbits=4, granularity="per_grouped_channel", group_size=8
     ),
+    "palette of vectors": palettized(mode="kmeans", nbits=4, cluster_dim=4),
+    "palettes of vectors per group of channels": palettized(
+        mode="kmeans", nbits=2, cluster_dim=2, granularity="per_grouped_channel", group_size=16
+    ),
+    "palette and a scale per channel": palettized(mode="kmeans", nbits=4, enable_per_channel_scale=True),
     "sparse": pruned,
     "sparse and quantized": lambda model: quantized(mode="linear_symmetric", dtype="int8")(
         pruned(model), joint_compression=True
