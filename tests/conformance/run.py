@@ -6,7 +6,8 @@
     python tests/conformance/run.py --only linear           tests whose name contains a word
 
 Every failure is listed with its reason from `reasons.toml` (by pattern of the test's name), or as unexplained. Exit
-code 1 when a failure is unexplained.
+code 1 when a failure, or a file that cannot be collected, is unexplained. The page holds no times and no paths of the
+machine: two runs with the same versions write the same page.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def run(
             "CONFORMANCE_PER": str(per),
             "OMP_NUM_THREADS": "1",
             "CONFORMANCE_TOTAL": str(total),
+            "TMPDIR": scratch,  # coremltools leaves a package behind for every model that is not closed
             "PYTHONPATH": os.pathsep.join(p for p in (str(HERE), os.environ.get("PYTHONPATH")) if p),
         }
         command = [sys.executable, "-m", "pytest", "-p", "plugin", "-p", "no:cacheprovider", "-q", "-W", "ignore"]
@@ -104,15 +106,17 @@ def run(
         finished = subprocess.run(command, env=environment, cwd=scratch, stdout=log, check=False)
         if not out.exists():
             sys.exit(f"pytest ended with code {finished.returncode} and no outcomes; by hand: {' '.join(command)}")
+        if finished.returncode not in (0, 1):
+            sys.exit(f"pytest was interrupted (code {finished.returncode}); by hand: {' '.join(command)}")
         return json.loads(out.read_text("utf-8"))
 
 
 def explain(outcomes: Outcomes) -> dict[str, str | None]:
-    """Each failed test with the reason that `reasons.toml` gives for its name, or None."""
+    """Each failed test, or file that cannot be collected, with the reason that `reasons.toml` gives for its name."""
     reasons = tomllib.loads((HERE / "reasons.toml").read_text("utf-8")).get("reason", [])
     result: dict[str, str | None] = {}
     for test, entry in sorted(outcomes.items()):
-        if entry["outcome"] == "failed":
+        if entry["outcome"] in ("failed", "not collected"):
             fits = [r for r in reasons if any(fnmatch.fnmatchcase(test, _literal(p)) for p in r["tests"])]
             result[test] = fits[0]["why"] if fits else None
     return result
@@ -147,8 +151,6 @@ def report(outcomes: Outcomes, suite: str, per: int) -> str:
         short = file.removeprefix("converters/mil/mil/ops/tests/").removeprefix("converters/mil/frontend/torch/test/")
         expected = counts["xfailed"] + counts["xpassed"]
         lines.append(f"| {short} | {counts['passed']} | {counts['failed']} | {counts['skipped']} | {expected} |")
-    absent = sorted(test for test, entry in outcomes.items() if entry["outcome"] == "not collected")
-    lines += [f"\nNot collected: `{test.rsplit('/', 1)[-1]}` ({outcomes[test]['why']})" for test in absent]
     lines += ["", "### Failures", ""]
     by_reason: dict[str | None, list[str]] = defaultdict(list)
     for test, why in failures.items():
@@ -158,14 +160,20 @@ def report(outcomes: Outcomes, suite: str, per: int) -> str:
     for why, tests in sorted(by_reason.items(), key=lambda item: (item[0] is not None, item[0] or "")):
         lines += [f"**{why or 'Unexplained'}** ({len(tests)})", ""]
         for test in tests:
-            message = "" if why else ": " + outcomes[test]["why"].split("\n")[0][:160].replace("`", "'")
-            lines.append(f"- `{test.rsplit('/', 1)[-1]}`{message}")
+            kind = "not collected, " if outcomes[test]["outcome"] == "not collected" else ""
+            message = "" if why else ": " + _first_line(outcomes[test]["why"]).replace("`", "'")
+            lines.append(f"- {kind}`{test.rsplit('/', 1)[-1]}`{message}")
         lines.append("")
     lines += ["### Skipped, and why", "", "| tests | reason given by coremltools' tests |", "| ---: | --- |"]
     skipped = [e["why"] for e in outcomes.values() if e["outcome"] == "skipped"]
-    skips = Counter(why.split("\n")[0][:150].replace("|", "/") for why in skipped)
-    lines += [f"| {count} | {why} |" for why, count in skips.most_common()]
+    skips = Counter(_first_line(why).replace("|", "/") for why in skipped)
+    lines += [f"| {count} | {why} |" for why, count in sorted(skips.items(), key=lambda item: (-item[1], item[0]))]
     return "\n".join([*lines, ""])
+
+
+def _first_line(message: str) -> str:
+    """The first line of a message, without what differs between machines."""
+    return message.split("\n")[0].replace(str(wheel()), "coremltools").replace(str(ROOT), ".")[:150]
 
 
 def main() -> int:
