@@ -236,7 +236,11 @@ def _verify(
 def _refuse_failures(report: Report) -> None:
     if not report.failed:
         return
-    lines = [f"  {entry.path} ({entry.precision}): {problem}" for entry in report.failed for problem in entry.problems]
+    lines = []
+    for entry in report.failed:
+        lines += [f"  {entry.path} ({entry.precision}): {problem}" for problem in entry.problems]
+        if entry.cause is not None:
+            lines.append(f"  {entry.path}: {entry.cause.describe()}")
     raise ParityError(
         "Parity does not hold, so no bundle was written:\n"
         + "\n".join(lines)

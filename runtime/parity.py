@@ -82,6 +82,15 @@ class Measure:
         return -20 * math.log10(self.rms_error) if self.rms_error > 0 else math.inf
 
     @property
+    def excess(self) -> float:
+        """How many times the bound the error is: the larger of its two ratios (infinite for NaN or infinity)."""
+        if self.nonfinite:
+            return math.inf
+        if self.bound is None or not (self.bound.max_error and self.bound.rms_error):
+            return self.max_error
+        return max(self.max_error / self.bound.max_error, self.rms_error / self.bound.rms_error)
+
+    @property
     def passed(self) -> bool:
         if self.nonfinite or self.cases == 0:
             return False

@@ -12,17 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from .backends import Runner, get_backend
+from .cause import Cause
 from .errors import DamagedError, RequestError
 from .manifest import Artifact, TensorSpec
+from .parity import Bound
 
 
 class Session:
     """An artifact ready to run. Make one with `Session.open`."""
 
-    def __init__(self, artifact: Artifact, runner: Runner):
+    def __init__(self, artifact: Artifact, runner: Runner, path: Path | None = None):
         self.artifact = artifact
         self.runner = runner
-        self._splits_batch = bool(artifact.inputs) and all(
+        self.path = path
+        self.splits_batch = bool(artifact.inputs) and all(
             spec.dims and spec.dims[0].constant == 1 for spec in artifact.inputs
         )
 
@@ -48,7 +51,7 @@ class Session:
                 f"{artifact.path} does not belong to this bundle: it carries identity {runner.identity or 'none'}, the "
                 f"manifest says {identity}. The model file was swapped; export the bundle again."
             )
-        return cls(artifact, runner)
+        return cls(artifact, runner, root / artifact.path)
 
     @property
     def engine(self) -> str:
@@ -65,10 +68,18 @@ class Session:
             raise RequestError(f"Missing input {', '.join(missing)} for {self.artifact.path}.")
         arrays = {spec.name: np.ascontiguousarray(feeds[spec.name], spec.dtype) for spec in self.artifact.inputs}
         rows = len(next(iter(arrays.values()))) if arrays else 1
-        if self._splits_batch and rows != 1:
+        if self.splits_batch and rows != 1:
             parts = [self._run({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(rows)]
             return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return self._run(arrays)
+
+    def diagnose(self, feeds: dict[str, np.ndarray], bound: Bound) -> Cause | None:
+        """Which operation makes the artifact miss `bound` on these feeds (one row, if it takes one); None: unknown."""
+        find = get_backend(self.artifact.target).diagnose if self.path is not None else None
+        if find is None or self.path is None:
+            return None
+        arrays = {spec.name: np.ascontiguousarray(feeds[spec.name], spec.dtype) for spec in self.artifact.inputs}
+        return find(self.path, self.artifact, arrays, bound)
 
     def _run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         sizes: dict[str, int] = {}

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
+from .cause import Cause
 from .errors import PalmtopError, RequestError
 from .golden import Expected, GoldenCase
 from .manifest import Artifact, Dim, TokenizerSpec
-from .parity import Agreement, Comparison, Measure, Noise, bound_for
+from .parity import Agreement, Bound, Comparison, Measure, Noise, bound_for
 from .preprocess import text_preparer
 from .session import Session
 from .tokenizer import Tokenizer
@@ -57,6 +58,7 @@ class ArtifactReport:
     agreement: Agreement | None = None
     cases: int = 0
     skipped: list[str] = field(default_factory=list)
+    cause: Cause | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -68,6 +70,12 @@ class ArtifactReport:
         if self.reason and self.status == "failed":
             found.insert(0, self.reason)
         return found
+
+    @property
+    def worst(self) -> Measure | None:
+        """The output that is farthest from the reference, in terms of what it is allowed."""
+        measured = [measure for measure in self.measures if measure.cases]
+        return max(measured, key=lambda m: (m.nonfinite, m.excess), default=None)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -81,6 +89,7 @@ class ArtifactReport:
             "skipped": self.skipped,
             "outputs": [measure.to_json() for measure in self.measures],
             "agreement": self.agreement.to_json() if self.agreement is not None else None,
+            "cause": self.cause.to_json() if self.cause is not None else None,
         }
 
 
@@ -169,7 +178,55 @@ def verify_artifact(
     report.measures = [comparison.measure(bounds[name]) for name, comparison in comparisons.items()]
     report.agreement = agreement if agreement is not None and agreement.total else None
     report.status = "passed" if not report.problems else "failed"
+    if report.status == "failed" and artifact.precision != "fp32":
+        report.cause = _cause(session, report, cases, tokenizer)
     return report
+
+
+def _cause(
+    session: Session, report: ArtifactReport, cases: Sequence[Case], tokenizer: TokenizerSpec | None
+) -> Cause | None:
+    worst = report.worst
+    case = next((case for case in cases if worst is not None and case.name == worst.worst_case), None)
+    if worst is None or case is None:
+        return None
+    try:
+        return session.diagnose(worst_row(session, case, tokenizer).feeds, worst.bound or Bound(0.0, 0.0))
+    except PalmtopError:  # the failure stands without its cause
+        return None
+
+
+def worst_row(session: Session, case: Case, tokenizer: TokenizerSpec | None) -> Case:
+    """The case as the artifact takes it, padded; of an artifact that takes one row at a time the row that is worst."""
+    feeds = fit_feeds(case.feeds, session.artifact, tokenizer)
+    if feeds is None:
+        raise RequestError(f"'{case.name}' is too long for {session.artifact.path}.")
+    rows = len(next(iter(feeds.values()))) if feeds else 1
+    if not session.splits_batch or rows == 1:
+        return Case(case.name, feeds, case.expected)
+    found: list[tuple[float, int, Case]] = []
+    for row in range(rows):
+        single = {name: array[row : row + 1] for name, array in feeds.items()}
+        expected = {name: _expected_row(entries, row) for name, entries in case.expected.items()}
+        outputs = session.run(single)
+        comparison = Comparison("")
+        for name, entries in expected.items():
+            for entry, actual in zip(entries, valid_rows(outputs[name], session.artifact, name, single), strict=False):
+                comparison.add("", actual.shape, entry.values, entry.pick(actual))
+        measure = comparison.measure()
+        error = np.inf if measure.nonfinite else measure.max_error
+        found.append((error, -row, Case(f"{case.name}, row {row + 1}", single, expected)))
+    return max(found, key=lambda entry: entry[:2])[2]
+
+
+def _expected_row(entries: list[Expected], row: int) -> list[Expected]:
+    """What the reference gives for one row; nothing where it was recorded for the whole batch, and not in full."""
+    if row < len(entries) and len(entries) > 1:
+        return [entries[row]]
+    entry = entries[0]
+    if entry.every != 1 or not entry.shape or row >= entry.shape[0]:
+        return [entry] if row == 0 and len(entries) == 1 and entry.shape[:1] == (1,) else []
+    return [Expected.of(entry.values.reshape(entry.shape)[row : row + 1], None)]
 
 
 def golden_cases(cases: Iterable[GoldenCase]) -> list[Case]:

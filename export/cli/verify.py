@@ -141,3 +141,5 @@ def _show(arguments: argparse.Namespace, console: Console, bundle: Bundle, repor
     for entry in report.failed:
         for problem in entry.problems:
             console.error(f"{entry.path}: {problem}")
+        if entry.cause is not None:
+            console.error(f"{entry.path}: {entry.cause.describe()}")

@@ -10,8 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
+from ..cause import Cause
 from ..errors import RequestError
 from ..manifest import Artifact
+from ..parity import Bound
 
 
 class Runner(Protocol):
@@ -41,18 +43,38 @@ class Contents:
 
 
 @dataclass(frozen=True)
+class Traced:
+    """A value inside an artifact: its name there, the operation that gave it, and the PyTorch module it came from
+    ("": the model itself; None: not recorded)."""
+
+    name: str
+    operation: str
+    module: str | None
+    value: np.ndarray
+
+
+Visit = Callable[[Traced], None]
+
+
+@dataclass(frozen=True)
 class Backend:
     """How one format is executed here.
 
     `open(path, artifact, threads)` loads an artifact, raising DamagedError when the file is not what it should be.
     `missing()` says why this machine cannot execute the format (and the remedy), or None when it can.
     `contents(path)` lists the operations of an artifact without running it.
+    `diagnose(path, artifact, feeds, bound)`, where there is one: which operation makes a half-precision artifact
+    fail on these feeds; None when it is not the arithmetic.
+    `trace(path, artifact, feeds, visit)`, where there is one: runs the artifact and calls `visit` with every value
+    in it, in order.
     """
 
     target: str
     open: Callable[[Path, Artifact, int | None], Runner]
     missing: Callable[[], str | None]
     contents: Callable[[Path], Contents]
+    diagnose: Callable[[Path, Artifact, dict[str, np.ndarray], Bound], Cause | None] | None = None
+    trace: Callable[[Path, Artifact, dict[str, np.ndarray], Visit], None] | None = None
 
 
 # Target name -> module here that has its `BACKEND`, in the order in which `load` prefers them.
