@@ -114,14 +114,14 @@ class Program:
             ExecutionError: an operation cannot be computed on these values (a RequestError and a RuntimeError).
         """
         wide = _check_precision(precision or self.precision) == "fp32"
-        frame = self._template().copy()
         entering = self._enter(feeds, state)
-        for name, value in entering.items():
-            slot, type = self._plan.inputs[name]
-            if isinstance(type, TensorType) and type.dtype == "fp16" and not wide:
-                value = value.astype(np.float16).astype(np.float32)
-            frame[slot] = value
         with np.errstate(all="ignore"):  # overflow and NaN are results here, not accidents
+            frame = self._template().copy()
+            for name, value in entering.items():
+                slot, type = self._plan.inputs[name]
+                if isinstance(type, TensorType) and type.dtype == "fp16" and not wide:
+                    value = value.astype(np.float16).astype(np.float32)
+                frame[slot] = value
             values = run_block(self._plan.body, Run(frame, wide, observer))
         kept = [*entering.values(), *(cell.value for cell in state or ())]
         results = {}

@@ -73,6 +73,15 @@ def test_fp16_overflow_is_infinite_and_the_observer_finds_where(tmp_path):
     np.testing.assert_array_equal(wide, [45000, 5000])
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_input_too_large_for_fp16_is_infinite_and_no_warning(tmp_path):
+    b = Builder()
+    b.input("x", "fp16", (2,))
+    b.op("relu", ("fp16", (2,)), x="x", name="y")
+    program = Program.load(b.save(tmp_path / "m.mlpackage", "y"))
+    assert program.predict({"x": [1e6, -1e6]})["y"].tolist() == [np.inf, 0]
+
+
 def test_interface_tells_names_shapes_dtypes_and_ranges(tmp_path):
     path, *_ = two_layers(tmp_path / "m.mlpackage")
     program = Program.load(path)
