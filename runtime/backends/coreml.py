@@ -14,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cause import Cause
 from ..errors import DamagedError, PalmtopError
 from ..manifest import Artifact
-from . import Backend, Contents, Runner
+from ..parity import Bound
+from ..threads import limit_blas
+from . import Backend, Contents, Runner, Traced, Visit
 
 IDENTITY_KEY = "palmtop.identity"
 MODULES_KEY = "palmtop.modules"
@@ -31,6 +34,8 @@ class InterpretedRunner:
     def __init__(self, path: Path, artifact: Artifact, threads: int | None):
         from ..mil import Program
 
+        if threads is not None:
+            limit_blas(threads)  # the interpreter computes with numpy
         self.program = Program.load(path, function=artifact.methods.get("forward"))
         self.identity = self.program.metadata.get(IDENTITY_KEY)
         self._outputs = _declared_outputs(artifact, set(self.program.outputs), path)
@@ -105,4 +110,37 @@ def contents(path: Path) -> Contents:
     return Contents({kind: count for kind, count in counts.most_common() if kind != "const"})
 
 
-BACKEND = Backend(target="coreml", open=_open, missing=lambda: None, contents=contents)
+def diagnose(path: Path, artifact: Artifact, feeds: dict[str, np.ndarray], bound: Bound) -> Cause | None:
+    """The operation of an fp16 program that overflows or drifts past `bound`; None when rounding is not to blame."""
+    from ..mil import Program
+    from ..mil.divergence import FP16_LARGEST, divergence
+
+    program = Program.load(path, function=artifact.methods.get("forward"))
+    found = divergence(program, feeds, module_of_operations(path), bound)
+    first = found.first
+    if first is None:
+        return None
+    if not first.overflows:
+        detail = f"its error is {first.measure.max_error:.2g} of its scale, that of what it is computed from is not"
+    elif first.peak > FP16_LARGEST:
+        detail = f"it reaches {first.peak:.2g}, and fp16 ends at {FP16_LARGEST:.0f}"
+    else:
+        detail = "it is NaN or infinite, and finite in fp32"
+    kind = "overflows" if first.overflows else "diverges"
+    return Cause(first.name, first.type, first.module, kind, detail, found.overflowing)
+
+
+def trace(path: Path, artifact: Artifact, feeds: dict[str, np.ndarray], visit: Visit) -> None:
+    """Every floating-point value of the program, as the interpreter computes it."""
+    from ..mil import Program
+
+    modules = module_of_operations(path)
+
+    def observe(name: str, kind: str, value: object) -> None:
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            visit(Traced(name, kind, modules.get(name), value))
+
+    Program.load(path, function=artifact.methods.get("forward")).predict(feeds, observer=observe)
+
+
+BACKEND = Backend(target="coreml", open=_open, missing=lambda: None, contents=contents, diagnose=diagnose, trace=trace)
