@@ -13,6 +13,10 @@ from .schema import ARRAY_DATA_TYPES, COLOR_SPACES
 from .types import HELD, TensorType, Type
 
 
+class ShapeError(RequestError, RuntimeError):
+    """A value of a shape that the model does not allow. Also a RuntimeError, which is what Core ML raises."""
+
+
 @dataclass(frozen=True)
 class Feature:
     """One input, output or state of a model.
@@ -49,6 +53,17 @@ class Feature:
                 "'", ""
             )
         return str([("any" if d is None else d) for d in self.shape or ()]).replace("'", "")
+
+    def refusal(self, shape: tuple[int, ...]) -> str:
+        """Why `shape` is not allowed, in the words of Core ML, which people search for (empty where there are none)."""
+        if self.enumerated:
+            return f"MultiArray Shape ({' x '.join(map(str, shape))}) was not in enumerated set of allowed shapes"
+        if self.ranges and len(shape) == len(self.ranges):
+            for i, ((low, high), size) in enumerate(zip(self.ranges, shape, strict=True)):
+                if size < low or (high is not None and size > high):
+                    allowed = f"{low}..{'' if high is None else high}"
+                    return f"Size ({size}) of dimension ({i}) is not in allowed range ({allowed})"
+        return ""
 
     def allows(self, shape: tuple[int, ...]) -> bool:
         """Whether a value of this shape may be fed."""
@@ -160,7 +175,8 @@ def _converted(feature: Feature, array: np.ndarray) -> np.ndarray:
 
 
 def feed(feature: Feature, value: Any) -> np.ndarray:
-    """`value` as the array that enters the program: held dtype, checked shape. Raises RequestError naming the input.
+    """`value` as the array that enters the program: held dtype, checked shape. Raises RequestError naming the input
+    (ShapeError for a wrong shape).
 
     Integer arrays of another width and floats that are whole numbers are accepted for integer inputs, as Core ML does.
     """
@@ -174,7 +190,9 @@ def feed(feature: Feature, value: Any) -> np.ndarray:
         array = array.reshape(())  # Core ML has no rank 0 at its interface
     array = _converted(feature, array)
     if not feature.allows(array.shape):
-        raise RequestError(
+        refusal = feature.refusal(array.shape)
+        raise ShapeError(
             f"input {feature.name}: expected the shape {feature.describe_shape()}, got {list(array.shape)}"
+            + (f" ({refusal})" if refusal else "")
         )
     return array

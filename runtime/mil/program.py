@@ -110,7 +110,7 @@ class Program:
             label -> probability.
 
         Raises:
-            RequestError: an input or the state is missing, unknown, or of a wrong shape or dtype.
+            RequestError: an input or the state is missing, unknown, or of a wrong dtype or (ShapeError) shape.
             ExecutionError: an operation cannot be computed on these values (a RequestError and a RuntimeError).
         """
         wide = _check_precision(precision or self.precision) == "fp32"

@@ -191,6 +191,25 @@ def test_a_model_that_stacks_different_shapes_by_default_is_refused_before_anyth
         assert isinstance(error.value, RuntimeError)
 
 
+def test_a_refused_shape_is_a_runtime_error_in_core_mls_words(tmp_path):
+    b = Builder()
+    b.input("x", "fp32", (1, None), default=(1, 4))
+    sizes = b.model.description.input[0].type.multiArrayType.shapeRange.sizeRanges
+    sizes.add(lowerBound=1, upperBound=1)
+    sizes.add(lowerBound=3, upperBound=5)
+    b.op("relu", ("fp32", (1, None)), x="x", name="y")
+    program = Program.load(b.save(tmp_path / "ranges.mlpackage", "y"))
+    with pytest.raises(RuntimeError, match=r"Size \(99\) of dimension \(1\) is not in allowed range \(3\.\.5\)"):
+        program.predict({"x": np.ones((1, 99))})
+    b = Builder()
+    b.input("x", "fp32", (1, None), default=(1, 4))
+    b.model.description.input[0].type.multiArrayType.enumeratedShapes.shapes.add(shape=[1, 4])
+    b.op("relu", ("fp32", (1, None)), x="x", name="y")
+    program = Program.load(b.save(tmp_path / "list.mlpackage", "y"))
+    with pytest.raises(RuntimeError, match=r"MultiArray Shape \(1 x 5\) was not in enumerated set of allowed shapes"):
+        program.predict({"x": np.ones((1, 5))})
+
+
 def test_optional_input_takes_its_default(tmp_path):
     b = Builder()
     b.input("x", "fp32", (2,))
