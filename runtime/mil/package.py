@@ -25,7 +25,10 @@ class Package:
     """An opened package: `spec` is the `Model` message, `blob(name)` a mapped weight file."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        try:
+            self.path = Path(path)
+        except TypeError as error:
+            raise RequestError(f"{path!r} is not a path; give the path of an .mlpackage") from error
         self.model_path = self._find_model()
         self.spec = _read_model(self.model_path)
         self.blob = cache(self._open_blob)

@@ -148,6 +148,10 @@ class Program:
             return self._constants
 
     def _enter(self, feeds: Mapping[str, Any], state: State | None) -> dict[str, Any]:
+        if not isinstance(feeds, Mapping):
+            raise RequestError(f"feeds must map input names to arrays, not be a {feeds.__class__.__name__}")
+        if state is not None and not isinstance(state, State):
+            raise RequestError(f"state must be what program.new_state() gives, not a {state.__class__.__name__}")
         unknown = [name for name in feeds if name not in self.input_features]
         if unknown:
             raise RequestError(

@@ -191,6 +191,19 @@ def test_a_model_that_stacks_different_shapes_by_default_is_refused_before_anyth
         assert isinstance(error.value, RuntimeError)
 
 
+def test_what_is_no_path_no_feeds_and_no_state_is_said_to_be_none(tmp_path):
+    b = Builder()
+    b.input("x", "fp32", (2,))
+    b.op("relu", ("fp32", (2,)), x="x", name="y")
+    program = Program.load(b.save(tmp_path / "m.mlpackage", "y"))
+    with pytest.raises(RequestError, match="feeds must map input names to arrays, not be a list"):
+        program.predict([np.ones(2)])
+    with pytest.raises(RequestError, match=r"state must be what program.new_state\(\) gives, not a dict"):
+        program.predict({"x": np.ones(2)}, state={})
+    with pytest.raises(RequestError, match="None is not a path"):
+        Program.load(None)
+
+
 def test_a_refused_shape_is_a_runtime_error_in_core_mls_words(tmp_path):
     b = Builder()
     b.input("x", "fp32", (1, None), default=(1, 4))
