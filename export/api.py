@@ -29,6 +29,7 @@ def export_checkpoint(
     lengths: Sequence[int] | None = None,
     dynamic: bool = True,
     keep_fp32: Sequence[str] = (),
+    fallback: bool = True,
     revision: str | None = None,
     trust_remote_code: bool = False,
     force: bool = False,
@@ -46,6 +47,7 @@ def export_checkpoint(
         lengths: the only sequence lengths that artifacts shall take (one: fixed).
         dynamic: False makes every axis constant.
         keep_fp32: paths of modules whose arithmetic stays fp32 in fp16 artifacts.
+        fallback: where parity would fail, keep more modules in fp32, as few as will do (a search; see the notes).
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the checkpoint.
         force: replace an existing bundle.
@@ -61,7 +63,14 @@ def export_checkpoint(
         opened = open_source(source, task=task, revision=revision, trust_remote_code=trust_remote_code)
         subject = checkpoint_subject(opened, max_length, options.lengths)
     return build(
-        subject, destination, targets=_targets(to), options=options, force=force, progress=progress, seconds=seconds
+        subject,
+        destination,
+        targets=_targets(to),
+        options=options,
+        fallback=fallback,
+        force=force,
+        progress=progress,
+        seconds=seconds,
     )
 
 
@@ -77,6 +86,7 @@ def export_module(
     to: Sequence[str] = tuple(TARGETS),
     quantize: str = "none",
     keep_fp32: Sequence[str] = (),
+    fallback: bool = True,
     license: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -91,6 +101,7 @@ def export_module(
             `batch` becomes constant 1 where a target takes one row at a time. Unnamed axes are constant.
         output_names: names of the output tensors, in order.
         verify_inputs: realistic inputs to verify on; None: variations of the example.
+        keep_fp32, fallback: as in `export_checkpoint`.
 
     Raises:
         ParityError, RequestError, UnsupportedError: see `palmtop.runtime.errors`.
@@ -106,7 +117,15 @@ def export_module(
         verify_inputs=verify_inputs,
         license=license,
     )
-    return build(subject, destination, targets=_targets(to), options=options, force=force, progress=progress)
+    return build(
+        subject,
+        destination,
+        targets=_targets(to),
+        options=options,
+        fallback=fallback,
+        force=force,
+        progress=progress,
+    )
 
 
 def _targets(to: Sequence[str]) -> list[str]:

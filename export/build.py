@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.bundle import CARD_NAME, GOLDEN_NAME, PARITY_NAME, sha256_file
-from ..runtime.errors import ParityError, RequestError, UnsupportedError
+from ..runtime.errors import DamagedError, ParityError, RequestError, UnsupportedError
 from ..runtime.golden import write_golden
 from ..runtime.manifest import MANIFEST_NAME, Artifact, File, Manifest, canonical_json
 from ..runtime.parity import Noise
@@ -23,6 +23,8 @@ from ..runtime.session import Session
 from ..runtime.verify import ArtifactReport, Case, Report, verify_artifact
 from .capture import Captured, Method, capture
 from .card import write_card
+from .fallback import keep_more
+from .stamp import restamp
 from .subject import Subject
 from .targets import TARGETS, Options, Target, get_target
 
@@ -50,11 +52,12 @@ def build(
     *,
     targets: Sequence[str],
     options: Options,
+    fallback: bool = True,
     force: bool = False,
     progress: Progress | None = None,
     seconds: dict[str, float] | None = None,
 ) -> Result:
-    """Make a bundle of a subject.
+    """Make a bundle of a subject. With `fallback`, fp16 that fails parity gets as few modules in fp32 as will do.
 
     Raises:
         UnsupportedError: operations that a target cannot take, all of them at once.
@@ -97,8 +100,22 @@ def build(
             with timed(seconds, f"verify {artifact.target}"):
                 advance = start(f"Verifying {artifact.path}", len(cases))
                 reports.append(_verify(root, manifest, artifact, cases, noise, advance))
+        told: tuple[str, ...] = ()
+        if fallback and options.precision == "fp16" and any(entry.status == "failed" for entry in reports):
+
+            def attempt(target: Target, artifact: Artifact, place: Path) -> ArtifactReport:
+                advance = start(f"Lowering to {target.name}, with modules in fp32", len(cases) + 1)
+                target.lower(captured, artifact, manifest.identity, place / artifact.path)
+                advance()
+                return _verify(place, manifest, artifact, cases, noise, advance)
+
+            with timed(seconds, "fallback"):
+                artifacts, reports, told = keep_more(
+                    chosen, artifacts, reports, captured, options, cases, attempt, root
+                )
+                manifest = _with_artifacts(manifest, artifacts, root, chosen, captured)
         report = Report("eager PyTorch, fp32, unpatched", reports)
-        _refuse_failures(report)
+        _refuse_failures(report, told)
         write_golden(root / GOLDEN_NAME, golden)
         manifest = dataclasses.replace(manifest, parity=_summary(report, noise, cases))
         (root / PARITY_NAME).write_text(canonical_json({**report.to_json(), "noise": _plain(noise)}), encoding="utf-8")
@@ -106,7 +123,23 @@ def build(
         (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")
         manifest = dataclasses.replace(manifest, files=list_files(root, artifacts))
         (root / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
-    return Result(Path(destination), manifest, report, (*subject.notes, *captured.notes), seconds)
+    return Result(Path(destination), manifest, report, (*subject.notes, *captured.notes, *told), seconds)
+
+
+def _with_artifacts(
+    manifest: Manifest, artifacts: Sequence[Artifact], root: Path, targets: Sequence[Target], captured: Captured
+) -> Manifest:
+    """The manifest with other artifacts, and its new identity in every artifact that was lowered already."""
+    changed = dataclasses.replace(manifest, artifacts=tuple(artifacts)).with_identity()
+    for target, artifact in zip(targets, artifacts, strict=True):
+        restamp(root / artifact.path, manifest.identity, changed.identity)
+        try:
+            Session.open(root, artifact, changed.identity, threads=1)
+        except RequestError:
+            pass  # nothing here executes it, so nothing here can read what it carries
+        except DamagedError:  # a format that does not hold the identity as text
+            target.lower(captured, artifact, changed.identity, root / artifact.path)
+    return changed
 
 
 def capture_subject(subject: Subject) -> Captured:
@@ -233,7 +266,7 @@ def _verify(
     )
 
 
-def _refuse_failures(report: Report) -> None:
+def _refuse_failures(report: Report, told: Sequence[str] = ()) -> None:
     if not report.failed:
         return
     lines = []
@@ -243,7 +276,7 @@ def _refuse_failures(report: Report) -> None:
             lines.append(f"  {entry.path}: {entry.cause.describe()}")
     raise ParityError(
         "Parity does not hold, so no bundle was written:\n"
-        + "\n".join(lines)
+        + "\n".join([*lines, *(f"  {line}" for line in told)])
         + "\nRemedy: export with --quantize none, or leave the target out with --to."
     )
 

@@ -125,6 +125,7 @@ def write_card(source: ModelCard, manifest: Manifest, report: Report, sizes: dic
             f"| {artifact.target} | `{artifact.path}` | {sizes[artifact.path] / 1e6:.1f} MB | {artifact.precision} "
             f"| {systems} | {inputs} |"
         )
+    lines += _kept_lines(manifest)
     lines += [
         "",
         "## Parity",
@@ -162,6 +163,18 @@ def write_card(source: ModelCard, manifest: Manifest, report: Report, sizes: dic
     else:
         lines += ["", f"The checkpoint {about.id} has no model card sections on its data, bias or evaluation."]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _kept_lines(manifest: Manifest) -> list[str]:
+    """Which modules stayed in fp32, and why."""
+    lines: list[str] = []
+    for artifact in manifest.artifacts:
+        quantization = artifact.quantization or {}
+        reasons = quantization.get("kept_because", {})
+        for name in quantization.get("keep_fp32", ()):
+            reason = reasons.get(name, "asked for")
+            lines.append(f"- {artifact.target}: `{name or '(the model itself)'}`: {reason}")
+    return ["", "Modules that compute in fp32 inside these artifacts:", "", *lines] if lines else []
 
 
 _SYSTEMS = {"ios": "iOS", "macos": "macOS", "android": "Android"}

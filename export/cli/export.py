@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precision.add_argument(
         "--keep-fp32", metavar="MODULE", action="append", default=[], help="keep a module in fp32; may be repeated"
     )
+    precision.add_argument(
+        "--no-fallback",
+        dest="fallback",
+        action="store_false",
+        help="fail where parity does not hold, instead of keeping as few modules as possible in fp32",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
 
 
@@ -64,6 +70,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             lengths=arguments.lengths,
             dynamic=arguments.dynamic,
             keep_fp32=arguments.keep_fp32,
+            fallback=arguments.fallback,
             revision=arguments.revision,
             trust_remote_code=arguments.trust_remote_code,
             force=arguments.force,
@@ -77,6 +84,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 "task": result.manifest.task,
                 "identity": result.manifest.identity,
                 "sizes": sizes,
+                "quantization": {entry.target: entry.quantization for entry in result.manifest.artifacts},
                 "seconds": result.seconds,
                 "notes": list(result.notes),
                 "parity": result.report.to_json(),

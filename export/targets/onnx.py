@@ -6,8 +6,9 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir
 import torch
@@ -180,9 +181,46 @@ def _to_fp16(model: onnx_ir.Model, keep_fp32: Sequence[str]) -> onnx_ir.Model:
         proto = convert_float_to_float16(
             onnx_ir.to_proto(model), keep_io_types=True, disable_shape_infer=True, node_block_list=kept
         )
+    _drop_repeated(proto.graph.node, lambda node: node.output[0])  # a cast for each of a value's readers
+    _drop_repeated(proto.graph.value_info, lambda value: value.name)
     converted = onnx_ir.from_proto(proto)
     converted.metadata_props.update(metadata)
+    _join_kept(converted)
     return converted
+
+
+def _drop_repeated(entries: Any, name_of: Callable[[Any], str]) -> None:
+    """Leave the first of entries with one name."""
+    seen: set[str] = set()
+    for place in range(len(entries)):
+        name = name_of(entries[place])
+        if name in seen:
+            entries[place].Clear()
+        seen.add(name)
+    kept = [entry for entry in entries if entry.ByteSize()]
+    if len(kept) < len(entries):
+        copies = [type(entry)() for entry in kept]
+        for copy, entry in zip(copies, kept, strict=True):
+            copy.CopyFrom(entry)
+        del entries[:]
+        entries.extend(copies)
+
+
+def _join_kept(model: onnx_ir.Model) -> None:
+    """Let what stays fp32 hand its values on in fp32: onnxruntime's converter casts to fp16 and back between any two of
+    its nodes, which brings back the very overflow that they were kept for.
+    """
+    for node in list(model.graph):
+        if node.op_type != "Cast" or node.attributes["to"].as_int() != onnx_ir.DataType.FLOAT:
+            continue
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if source is None or source.op_type != "Cast" or source.attributes["to"].as_int() != onnx_ir.DataType.FLOAT16:
+            continue
+        if not node.outputs[0].is_graph_output() and source.inputs[0] is not None:
+            node.outputs[0].replace_all_uses_with(source.inputs[0])
+            model.graph.remove(node, safe=True)
+            if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
+                model.graph.remove(source, safe=True)
 
 
 def _within(path: str, modules: Sequence[str]) -> bool:
