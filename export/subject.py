@@ -74,7 +74,7 @@ def checkpoint_subject(source: Source, max_length: int | None, lengths: Sequence
     texts = _text_inputs(source, names, longest)
     _check_vocabulary(source, encoder)
     inputs = tuple(TensorSpec(name, "int64", _axes(source, longest)) for name in names)
-    reference = _reference(source, model, longest)
+    reference = reference_of(source, model, longest)
 
     def write_tokenizer(root: Path) -> TokenizerSpec:
         spec = carry_tokenizer(source, root, names, longest)
@@ -113,7 +113,7 @@ def checkpoint_reference(
     Args:
         max_length, names: longest input and input names, as the bundle's manifest states them.
     """
-    reference = _reference(source, source.load_model(), max_length)
+    reference = reference_of(source, source.load_model(), max_length)
     texts = _text_inputs(source, names, max_length)
     return reference, texts, text_cases(reference, texts)
 
@@ -137,7 +137,7 @@ def _check_vocabulary(source: Source, encoder: torch.nn.Module) -> None:
         )
 
 
-def _reference(source: Source, model: torch.nn.Module, longest: int) -> Reference:
+def reference_of(source: Source, model: torch.nn.Module, longest: int) -> Reference:
     """Of the outputs' axes only which one follows the tokens matters before capture."""
     axes = _axes(source, longest)
     per_token = source.task.name not in ("text-classification", "multiple-choice")

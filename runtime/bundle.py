@@ -11,6 +11,7 @@ from .errors import DamagedError, RequestError
 from .golden import GoldenCase, read_golden
 from .manifest import MANIFEST_NAME, Artifact, File, Manifest
 from .session import Session
+from .tokenizer import Tokenizer
 
 GOLDEN_NAME = "golden.jsonl"
 PARITY_NAME = "parity.json"
@@ -97,6 +98,11 @@ class Bundle:
     def golden(self) -> list[GoldenCase]:
         """The golden vectors. Raises DamagedError when they are missing or not valid."""
         return read_golden(self.root / GOLDEN_NAME)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None for models without text. Raises DamagedError when it cannot be read."""
+        spec = self.manifest.tokenizer
+        return Tokenizer.open(self.root / spec.path, spec) if spec is not None else None
 
     def _check_listed(self) -> None:
         """What the manifest refers to is among its files, whose hashes it states."""

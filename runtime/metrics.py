@@ -107,10 +107,12 @@ def _word_f1(predicted: str, answer: str) -> float:
 
 
 def spearman(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
-    """Spearman's rank correlation; equal values share their mean rank. NaN when one of the two does not vary."""
+    """Spearman's rank correlation; equal values share their mean rank. NaN when one does not vary, or is not finite."""
     one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if one.shape != other.shape or one.ndim != 1 or len(one) < 2:
         raise ValueError(f"two lists of one length, at least 2: {one.shape} and {other.shape}")
+    if not np.isfinite([one, other]).all():
+        return float("nan")
     ranks = [_ranks(values) - (len(values) + 1) / 2 for values in (one, other)]
     scale = float(np.linalg.norm(ranks[0]) * np.linalg.norm(ranks[1]))
     return float(ranks[0] @ ranks[1]) / scale if scale else float("nan")

@@ -7,10 +7,11 @@ import argparse
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """`--threads N`."""
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: the engine's choice)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: the engine's choice)")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number from 1 on, as an argument's type."""
     try:
         value = int(text)
     except ValueError:

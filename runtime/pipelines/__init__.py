@@ -47,4 +47,11 @@ def make_pipeline(manifest: Manifest, tokenizer: Tokenizer, session: Session) ->
     return pipeline_class(manifest)(manifest, tokenizer, session)
 
 
-__all__ = ["PIPELINES", "Pipeline", "make_pipeline", "pipeline_class"]
+def pipeline_over(manifest: Manifest, tokenizer: Tokenizer | None, session: Session) -> Pipeline | None:
+    """A pipeline as `make_pipeline` gives it; None for models without text, and for tasks without a pipeline."""
+    if tokenizer is None or manifest.task not in PIPELINES:
+        return None
+    return make_pipeline(manifest, tokenizer, session)
+
+
+__all__ = ["PIPELINES", "Pipeline", "make_pipeline", "pipeline_class", "pipeline_over"]

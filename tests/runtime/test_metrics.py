@@ -82,5 +82,6 @@ def test_spearman_by_hand():
 
 def test_spearman_without_variation_is_not_a_number():
     assert math.isnan(metrics.spearman([1, 1, 1], [1, 2, 3]))
+    assert math.isnan(metrics.spearman([1, 2, math.nan], [1, 2, 3]))
     with pytest.raises(ValueError, match="one length"):
         metrics.spearman([1, 2], [1, 2, 3])
