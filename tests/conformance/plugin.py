@@ -5,7 +5,7 @@ saved package in `palmtop.runtime.mil`, and the values that the tests' authors e
 
 Environment: CONFORMANCE_PER=N keeps N parameter sets of each test function and CONFORMANCE_TOTAL=N then keeps N tests
 (drawn with a fixed seed, the same in every process); CONFORMANCE_OUT=FILE receives one JSON document with the outcome
-of every test.
+of every test, and FILE.collected the number of tests that the sample was drawn from.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ model_module.MLModel.make_state = lambda self: _program(self).new_state()
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     kept = [i for i in items if "neuralnetwork" not in i.nodeid and "tensorflow" not in i.nodeid.lower()]
+    if "CONFORMANCE_OUT" in os.environ:
+        Path(os.environ["CONFORMANCE_OUT"] + ".collected").write_text(str(len(kept)), encoding="utf-8")
     per = int(os.environ.get("CONFORMANCE_PER", "0"))
     if per:
         groups = defaultdict(list)

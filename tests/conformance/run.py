@@ -23,6 +23,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter, defaultdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,12 @@ def wheel() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def run(
+def run(suite: str, **options: Any) -> Outcomes:
+    """Outcome of every test of a suite, by its name relative to the wheel; options as for `execute`."""
+    return execute(suite, **options)[0]
+
+
+def execute(
     suite: str,
     per: int = 0,
     workers: int = 1,
@@ -74,8 +80,8 @@ def run(
     timeout: int = 120,
     total: int = 0,
     verbose: bool = False,
-) -> Outcomes:
-    """Outcome of every test of a suite, by its name relative to the wheel; `per` and `total` draw a sample."""
+) -> tuple[Outcomes, int]:
+    """What `run` gives, and the number of tests that the sample which `per` and `total` ask for was drawn from."""
     folder = wheel()
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "outcomes.json"
@@ -108,7 +114,8 @@ def run(
             sys.exit(f"pytest ended with code {finished.returncode} and no outcomes; by hand: {' '.join(command)}")
         if finished.returncode not in (0, 1):
             sys.exit(f"pytest was interrupted (code {finished.returncode}); by hand: {' '.join(command)}")
-        return json.loads(out.read_text("utf-8"))
+        collected = out.with_name(out.name + ".collected")
+        return json.loads(out.read_text("utf-8")), int(collected.read_text("utf-8")) if collected.exists() else 0
 
 
 def explain(outcomes: Outcomes) -> dict[str, str | None]:
@@ -127,11 +134,16 @@ def _literal(pattern: str) -> str:
     return pattern.replace("[", "[[]")
 
 
-def report(outcomes: Outcomes, suite: str, per: int) -> str:
-    """The page: totals, a line per file, every failure with its reason, and why tests are skipped."""
+def report(outcomes: Outcomes, suite: str, collected: int) -> str:
+    """The page: totals, a line per file, every failure with its reason, and why tests are skipped.
+
+    `collected` is the number of tests of the suite, of which `outcomes` may be a sample.
+    """
     failures = explain(outcomes)
-    lines = [f"## Suite: {suite}", ""]
-    lines += [f"{per} parameter sets of each test function. " if per else "Every test. ", ""]
+    ran = sum(1 for entry in outcomes.values() if entry["outcome"] != "not collected")
+    what = "Every test" if ran >= collected else f"A sample of {ran} of the {collected} tests"
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("coremltools", "torch", "numpy"))
+    lines = [f"## Suite: {suite}", "", f"{what}, with {versions}.", ""]
     total = Counter(entry["outcome"] for entry in outcomes.values())
     executed = sum(1 for entry in outcomes.values() if entry["predictions"])
     lines += [
@@ -187,8 +199,10 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="do not write docs/conformance*.md")
     options = parser.parse_args()
     start = time.monotonic()
-    outcomes = run(options.suite, options.per, options.workers, options.only, options.timeout, options.total, True)
-    text = report(outcomes, options.suite, options.per)
+    outcomes, collected = execute(
+        options.suite, options.per, options.workers, options.only, options.timeout, options.total, verbose=True
+    )
+    text = report(outcomes, options.suite, collected)
     if not options.no_write and not options.only:
         name = "conformance.md" if options.suite == "ops" else f"conformance-{options.suite}.md"
         (ROOT / "docs").mkdir(exist_ok=True)
@@ -207,7 +221,9 @@ HEADER = """# Conformance of the Core ML interpreter
 coremltools ships its own tests in its wheel. Off a Mac they convert models and cannot execute them; here every
 prediction they ask for is executed by palmtop's interpreter (declared semantics: fp32 arithmetic, one rounding to the
 declared type per operation), and compared with the values their authors expect, with their tolerances. Written by
-`tests/conformance/run.py`; the reasons are in `tests/conformance/reasons.toml`.
+`tests/conformance/run.py`; the reasons are in `tests/conformance/reasons.toml`. Pages: the
+[operator tests](conformance.md), and a sample of the tests that compare
+[converted PyTorch models](conformance-torch.md) with PyTorch.
 
 """
 

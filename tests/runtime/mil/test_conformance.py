@@ -36,7 +36,7 @@ def test_a_stratified_sample_of_coremltools_operator_tests_passes():
     ],
 )
 def test_the_run_ends_with_1_unless_every_failure_has_a_reason(monkeypatch, outcomes, code):
-    monkeypatch.setattr(conformance, "run", lambda *_, **__: outcomes)
+    monkeypatch.setattr(conformance, "execute", lambda *_, **__: (outcomes, len(outcomes)))
     monkeypatch.setattr(sys, "argv", ["run.py", "--no-write"])
     assert conformance.main() == code
 
@@ -50,8 +50,9 @@ def test_the_page_lists_each_failure_with_its_reason_or_message_and_no_path_of_t
             "b.py::test_1": outcome("skipped", "y"),
         },
         "ops",
-        per=0,
+        collected=40,
     )
+    assert "A sample of 4 of the 40 tests, with coremltools " in page
     assert "0 passed, 2 failed, 2 skipped" in page
     assert "**Unexplained** (1)\n\n- `b.py::test_2`: coremltools/x.py: 1 != 2\n" in page
     assert "less than 10 ms" in page
