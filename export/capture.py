@@ -19,6 +19,7 @@ from torch.export import Dim as TorchDim
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from ..quantize.weights import QuantizedWeight
 from ..runtime.errors import RequestError, UnsupportedError
 from ..runtime.manifest import Dim, TensorSpec
 from . import constraints
@@ -42,7 +43,9 @@ class Captured:
 
     `inputs` and `outputs` are in the program's order; their dims say which axes vary, by symbol, within which range.
     `example` holds the traced inputs by name; a dynamic program accepts any other size its dims admit.
-    `notes` are things a user should know (an axis that had to become constant, say).
+    `notes` are things a user should know (an axis that had to become constant, say). `quantized` has, by the name of a
+    parameter in the program, the integers of weights that a plan quantizes; the program's own values are what they
+    stand for, so that whatever a target does not store as integers is the same model still.
     """
 
     program: ExportedProgram
@@ -50,6 +53,7 @@ class Captured:
     outputs: tuple[TensorSpec, ...]
     example: dict[str, torch.Tensor]
     notes: tuple[str, ...] = ()
+    quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     _specialized: dict[tuple, Captured] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -101,7 +105,7 @@ class Captured:
                 TensorSpec(spec.name, spec.dtype, tuple(wanted.get(dim.symbol or "", dim) for dim in spec.dims))
                 for spec in self.outputs
             )
-            self._specialized[key] = dataclasses.replace(narrowed, outputs=outputs)
+            self._specialized[key] = dataclasses.replace(narrowed, outputs=outputs, quantized=self.quantized)
         return self._specialized[key]
 
 
@@ -147,13 +151,13 @@ def capture(
             "torch.export finds no range of sizes that this model takes. Remedy: export with --static."
         )
     program = normalize(program)
-    _refuse_state(program)
+    refuse_state(program)
     specs, found = _input_specs(program, inputs)
-    outputs = _output_specs(program, output_names, specs)
+    outputs = output_specs(program, output_names, specs)
     return Captured(program, specs, outputs, dict(example), (*notes, *found))
 
 
-def _refuse_state(program: ExportedProgram) -> None:
+def refuse_state(program: ExportedProgram) -> None:
     """Exporters drop what a model writes into its buffers without a word (ONNX), or keep it between calls."""
     signature = program.graph_signature
     buffers = [user_path(name) for name in signature.buffers_to_mutate.values()]
@@ -304,7 +308,7 @@ def _input_specs(
             elif isinstance(size, int) or size.node.expr.is_number:
                 narrowed = Dim(symbol=dim.symbol, values=(int(size),))
             else:
-                narrowed = _narrowed(dim, *_bounds(program, size))
+                narrowed = _narrowed(dim, *bounds(program, size))
             if narrowed != dim:
                 notes.append(f"The model takes {narrowed}, not {dim}.")
             dims.append(narrowed)
@@ -319,12 +323,12 @@ def _narrowed(dim: Dim, low: int, high: int | None) -> Dim:
     return Dim(symbol=dim.symbol, min=max(low, dim.min or 0), max=highest)
 
 
-def _bounds(program: ExportedProgram, size: torch.SymInt) -> tuple[int, int | None]:
-    bounds = program.range_constraints.get(size.node.expr)
-    if bounds is None:
+def bounds(program: ExportedProgram, size: torch.SymInt) -> tuple[int, int | None]:
+    found = program.range_constraints.get(size.node.expr)
+    if found is None:
         return 0, None
-    high = int(bounds.upper) if bounds.upper.is_number and bounds.upper < _NO_UPPER_BOUND else None
-    return int(bounds.lower), high
+    high = int(found.upper) if found.upper.is_number and found.upper < _NO_UPPER_BOUND else None
+    return int(found.lower), high
 
 
 def _placeholder_values(program: ExportedProgram) -> dict[str, torch.Tensor]:
@@ -334,7 +338,7 @@ def _placeholder_values(program: ExportedProgram) -> dict[str, torch.Tensor]:
     }
 
 
-def _output_specs(
+def output_specs(
     program: ExportedProgram, names: Sequence[str], inputs: Sequence[TensorSpec]
 ) -> tuple[TensorSpec, ...]:
     placeholders = _placeholder_values(program)

@@ -1,0 +1,105 @@
+"""What flows into each layer on realistic inputs: the statistics that rounding and smoothing need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Interpreter, Node
+
+from ..runtime.errors import RequestError
+from .sites import Site, layer_input
+
+
+@dataclass
+class Statistics:
+    """Of the rows x (columns,) that one activation had in all calibration inputs.
+
+    hessian: the sum of x x^T, (columns, columns). largest: of |x| by column. low, high: over all values. rows: how many.
+    """
+
+    hessian: torch.Tensor
+    largest: torch.Tensor
+    low: float
+    high: float
+    rows: int = 0
+
+    @classmethod
+    def empty(cls, columns: int) -> Statistics:
+        return cls(torch.zeros(columns, columns), torch.zeros(columns), 0.0, 0.0)
+
+    def add(self, values: torch.Tensor) -> None:
+        rows = values.detach().reshape(-1, values.shape[-1]).float()
+        self.hessian.addmm_(rows.t(), rows)
+        self.largest = torch.maximum(self.largest, rows.abs().amax(0))
+        self.low, self.high = min(self.low, float(rows.min())), max(self.high, float(rows.max()))
+        self.rows += len(rows)
+
+
+def calibrate(
+    program: ExportedProgram,
+    sites: Sequence[Site],
+    feeds: Iterable[dict[str, np.ndarray]],
+    progress: Callable[[], None] | None = None,
+) -> dict[str, Statistics]:
+    """Run a program on inputs and gather what its linear layers read, by the name of the activation's node.
+
+    Args:
+        feeds: inputs by name; best without padding, whose rows would count like any other.
+
+    Raises:
+        RequestError: there is no input, or one gives NaN or infinity.
+    """
+    nodes = {node.name: node for node in program.graph.nodes}
+    wanted: dict[str, int] = {}
+    for site in sites:
+        for use in site.uses:
+            if use.kind == "linear":
+                wanted[layer_input(nodes[use.node]).name] = site.columns
+    found = {name: Statistics.empty(columns) for name, columns in wanted.items()}
+
+    def see(node: Node, value: Any) -> None:
+        if node.name in found:
+            if not bool(torch.isfinite(value).all()):
+                raise RequestError("Calibration: an input makes the model give NaN or infinity. Look at the data.")
+            found[node.name].add(value)
+
+    count = 0
+    with torch.no_grad():
+        for feed in feeds:
+            run(program, feed, see)
+            count += 1
+            if progress is not None:
+                progress()
+    if not count:
+        raise RequestError("Calibration needs at least one input; the data has none.")
+    return found
+
+
+def run(
+    program: ExportedProgram, feed: dict[str, np.ndarray], see: Callable[[Node, Any], None] | None = None
+) -> list[torch.Tensor]:
+    """A program's outputs for named inputs; `see` is shown what every operation gives."""
+
+    class Watcher(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            if see is not None and n.op != "output":
+                see(n, value)
+            return value
+
+    arguments = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind == InputKind.USER_INPUT:
+            arguments.append(torch.from_numpy(np.array(feed[spec.arg.name])))
+        elif spec.target in program.state_dict:
+            arguments.append(program.state_dict[spec.target])
+        else:
+            arguments.append(program.constants[str(spec.target)])
+    with torch.no_grad():
+        return list(Watcher(program.graph_module).run(*arguments))
