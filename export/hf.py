@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.fx._pytree as fx_pytree
 from torch.export import ExportedProgram
-from transformers.exporters import DynamoConfig, DynamoExporter
+from torch.utils import _pytree as pytree
+from transformers.exporters import DynamoConfig, DynamoExporter, register_backend
 from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE, apply_onnx_ir_fixes
+from transformers.exporters.metadata import load_treespec
+from transformers.exporters.runners import ModelRunner
 from transformers.exporters.utils import apply_fx_node_fixes, apply_fx_program_fixes, apply_patches
 from transformers.utils import logging as transformers_logging
 
 from .modules import user_path
+
+# What `transformers_backend.py` adds a format to that API with.
+__all__ = ["DynamoConfig", "DynamoExporter", "ModelRunner", "load_treespec", "register_backend"]
 
 
 def trace(
@@ -63,6 +70,11 @@ def executorch_patches(program: ExportedProgram) -> Iterator[None]:
         apply_fx_program_fixes("executorch", program)
         apply_fx_node_fixes("executorch", program.graph_module)
         yield
+
+
+def flat_inputs(inputs: Mapping[str, Any], spec: pytree.TreeSpec) -> list[Any]:
+    """Keyword inputs as the list that a program traced with such ones takes (`spec`: of its arguments)."""
+    return fx_pytree.tree_flatten_spec(((), dict(inputs)), spec)
 
 
 def deepest_scope(scopes: str) -> str:

@@ -331,20 +331,29 @@ def _normalize_attention(node: Node, additive: dict[Node, Node]) -> None:
     if isinstance(mask, Node):
         if mask.target is aten.expand.default and len(mask.args[0].meta["val"].shape) == len(mask.meta["val"].shape):
             mask = mask.args[0]  # attention broadcasts by itself
-        if _is_bool(mask):
+        if _is_the_same_for_all_keys(mask, given["key"]):
+            given.pop("attn_mask")
+        elif _is_bool(mask):
             if mask not in additive:
                 after = mask.next
                 number = insert(node.graph, after, aten.to.dtype, (mask, query.dtype))
                 shifted = insert(node.graph, after, aten.sub.Tensor, (number, 1.0))
                 additive[mask] = insert(node.graph, after, aten.mul.Tensor, (shifted, -MASKED))
-            mask = additive[mask]
-        given["attn_mask"] = mask
+            given["attn_mask"] = additive[mask]
+        else:
+            given["attn_mask"] = mask
     node.args = (given.pop("query"), given.pop("key"), given.pop("value"))
     node.kwargs = {
         name: value
         for name, value in given.items()
         if not (name == "dropout_p" and value == 0) and value is not None and value is not False
     }
+
+
+def _is_the_same_for_all_keys(mask: Node, key: Node) -> bool:
+    """Whether a mask adds one number to all scores of a query, which softmax does not see (ViT's mask of ones)."""
+    along_keys, keys = mask.meta["val"].shape[-1], key.meta["val"].shape[-2]
+    return isinstance(along_keys, int) and along_keys == 1 and not (isinstance(keys, int) and keys == 1)
 
 
 # Where a number this large stands for minus infinity: fills always, factors only when no data could need it.

@@ -17,7 +17,7 @@ import dataclasses
 import difflib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ _RESERVED = frozenset(
     + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
     + ["bf16", "fp16", "fp32", "fp64"]
 )
-_MACOS = {"16": "13.0", "17": "14.0", "18": "15.0"}  # the macOS with the same operations
+_MACOS = {"15": "12.0", "16": "13.0", "17": "14.0", "18": "15.0"}  # the macOS with the same operations
 
 
 def plan(captured: Captured, options: Options) -> Artifact:
@@ -80,8 +80,27 @@ def unsupported(captured: Captured, artifact: Artifact) -> Sequence[UnsupportedO
         return preflight(lowered_graph(specialize(captured, artifact).program, convertible), convertible)
 
 
-def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
+def for_system(artifact: Artifact, ios: str) -> Artifact:
+    """A planned artifact for another oldest iOS (`"17"`); `lower` then does without what that system lacks.
+
+    Raises:
+        RequestError: a system that Core ML has no ML Programs for, or that lacks what the artifact needs.
+    """
+    if ios not in _MACOS:
+        raise RequestError(f"Unknown iOS '{ios}' as the oldest system. Known: {', '.join(_MACOS)}.")
+    enumerated = sum(any(dim.values is not None for dim in spec.dims) for spec in artifact.inputs)
+    if ios != "18" and enumerated > 1:
+        raise RequestError(f"Several enumerated inputs need iOS 18, not {ios}. Give one length, or a range.")
+    return dataclasses.replace(artifact, minimum_os={"ios": f"{ios}.0", "macos": _MACOS[ios]})
+
+
+def lower(
+    captured: Captured, artifact: Artifact, identity: str, path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write the `.mlpackage`.
+
+    Args:
+        metadata: further user-defined metadata to store in it.
 
     Raises:
         UnsupportedError: names the operation that stopped the conversion, its module, and the remedy.
@@ -97,7 +116,9 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
             raise
         except Exception as error:  # coremltools raises whatever Python raises
             raise explained(error, program) from error
-        write_package(path, converted.spec, identity, {MODULES_KEY: pack_modules(converted.modules)})
+        write_package(
+            path, converted.spec, identity, {**(metadata or {}), MODULES_KEY: pack_modules(converted.modules)}
+        )
 
 
 def _planned(dim: Dim, options: Options) -> Dim:
