@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from palmtop.runtime.bundle import Bundle
 
 from .test_cli import assert_refused
 
+ROOT = Path(__file__).parents[2]
 QUICK = ("--repeats", 2, "--cold-starts", 0)
 
 
@@ -172,6 +176,25 @@ def test_without_a_reference_decisions_are_compared_with_the_fp32_artifact(palmt
     assert (ran.code, ran.out) == (0, "")
     for words in ("accuracy", "0.8000", "100.00%", "the fp32 coreml artifact", "10 examples"):
         assert words in ran.err
+
+
+def test_the_snippet_of_the_page_runs(exported, labelled, monkeypatch):
+    monkeypatch.chdir(labelled.parent)
+    shutil.copytree(exported.path, "intents.bundle")
+    page = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    values: dict = {}
+    exec(snippet, values)
+    assert values["result"].scores == {"accuracy": 0.8}
+
+
+def test_the_sample_of_the_readme_is_the_held_out_set_of_the_sample_checkpoint():
+    lines = (ROOT / "sample_apps/checkpoints/intents/evaluation.jsonl").read_text(encoding="utf-8").splitlines()
+    labels = json.loads((ROOT / "sample_apps/checkpoints/intents/config.json").read_text(encoding="utf-8"))["label2id"]
+    assert {json.loads(line)["label"] for line in lines} == set(labels)
+    assert "--accuracy --data sample_apps/checkpoints/intents/evaluation.jsonl" in (ROOT / "README.md").read_text(
+        "utf-8"
+    )
 
 
 # --- wrong requests -------------------------------------------------------------------------------------------------
