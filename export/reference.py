@@ -59,7 +59,7 @@ class Reference:
     def noise(self, cases: Sequence[Case]) -> dict[str, Noise]:
         """How far fp32 is from fp64 on these cases, by output: no other fp32 kernel can be held to less."""
         cases = _within_budget(cases)
-        other = self._other_model(cases[0].feeds)
+        other = self.other_model(cases[0].feeds)
         comparisons = {spec.name: Comparison(spec.name) for spec in self.outputs}
         for case in cases:
             outputs = self.run(case.feeds, other)
@@ -69,7 +69,7 @@ class Reference:
                     comparisons[spec.name].add(case.name, row.shape, expected.pick(row), expected.values)
         return {name: comparison.noise() for name, comparison in comparisons.items()}
 
-    def _other_model(self, feeds: dict[str, np.ndarray]) -> torch.nn.Module:
+    def other_model(self, feeds: dict[str, np.ndarray]) -> torch.nn.Module:
         """The model in fp64, or one whose weights are off by one rounding where fp64 is not to be had."""
         parameters = sum(p.numel() for p in self.model.parameters())
         if parameters <= _MOST_FOR_FP64:

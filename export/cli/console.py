@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 # How a status looks in a table.
-STYLES = {"passed": "green", "failed": "bold red", "not executed": "yellow"}
+STYLES = {"passed": "green", "failed": "bold red", "not executed": "yellow", "beyond": "red", "parts here": "bold red"}
 
 
 class Console:

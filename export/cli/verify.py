@@ -9,9 +9,11 @@ from typing import Any
 
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RequestError
+from ...runtime.explain import Explanation
 from ...runtime.parity import Noise
-from ...runtime.verify import Case, Report, verify_bundle
+from ...runtime.verify import Case, Report, golden_cases, verify_bundle
 from .console import Console, print_json
+from .explain import Explain, alone, explain_alone, explain_report, explanations_json, show_explanations
 from .export import artifact_sizes, show_report
 from .options import add_threads
 
@@ -33,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="compare on these inputs too: a text a line, or JSON lines with text and text_pair (needs --reference)",
     )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="show, layer by layer, where artifact and reference part ways (best with --reference)",
+    )
     add_threads(parser)
 
 
@@ -42,14 +49,18 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     texts = read_inputs(Path(arguments.inputs)) if arguments.inputs else []
     bundle = Bundle.open(arguments.bundle)
     bundle.check_files()
-    cases, noise, reference = None, None, "golden vectors"
+    targets = [name.strip() for name in arguments.target.split(",")] if arguments.target else None
+    cases, noise, reference = golden_cases(bundle.golden()), None, "golden vectors"
+    explained, explain = None, None
+    if arguments.explain and not arguments.reference:
+        explained = [artifact.target for artifact in alone(bundle, targets)]
+        explain = explain_alone(bundle)
     with console.progress() as progress:
         if arguments.reference:
             advance = progress("Running the reference", 1)
-            cases, noise = _reference_cases(arguments, bundle, texts)
+            cases, noise, explain = _reference_cases(arguments, bundle, texts)
             advance()
             reference = f"eager PyTorch of {arguments.reference}, fp32, unpatched"
-        targets = [name.strip() for name in arguments.target.split(",")] if arguments.target else None
         report = verify_bundle(
             bundle,
             targets=targets,
@@ -59,7 +70,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             threads=arguments.threads,
             start=lambda path, steps: progress(f"Verifying {path}", steps),
         )
-    _show(arguments, console, bundle, report)
+        found = []
+        if arguments.explain and explain is not None:
+            advance = progress("Looking inside", len(explained or report.artifacts))
+            found = explain_report(bundle, report, cases, explain, advance, explained)
+    _show(arguments, console, bundle, report, found)
     unexecuted = [entry for entry in report.artifacts if entry.status == "not executed"]
     if unexecuted and (targets or len(unexecuted) == len(report.artifacts)) and not report.failed:
         return RequestError.exit_code  # what was asked for could not be done here; the report says why
@@ -68,11 +83,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _reference_cases(
     arguments: argparse.Namespace, bundle: Bundle, lines: list[str | tuple[str, str]]
-) -> tuple[list[Case], dict[str, Noise]]:
+) -> tuple[list[Case], dict[str, Noise], Explain]:
     try:
+        from ..explain import explain
         from ..reference import file_cases
         from ..source import open_source
-        from ..subject import checkpoint_reference
+        from ..subject import checkpoint_reference, checkpoint_subject
     except ImportError as error:
         raise RequestError(
             f"--reference runs the eager model, and that needs a package that is not installed ({error}). "
@@ -92,7 +108,14 @@ def _reference_cases(
     reference, texts, cases = checkpoint_reference(source, manifest.tokenizer.max_length, manifest.tokenizer.inputs)
     noise = reference.noise(cases)
     cases = cases + file_cases(reference, texts, lines)
-    return cases, noise
+    longest = manifest.tokenizer.max_length
+    return (
+        cases,
+        noise,
+        lambda session, case: explain(
+            reference, session, case, lambda: checkpoint_subject(source, longest, None), "the eager model"
+        ),
+    )
 
 
 def read_inputs(path: Path) -> list[str | tuple[str, str]]:
@@ -127,9 +150,16 @@ def _entry(path: Path, number: int, line: str) -> str | tuple[str, str]:
     return (record["text"], pair) if isinstance(pair, str) else record["text"]
 
 
-def _show(arguments: argparse.Namespace, console: Console, bundle: Bundle, report: Report) -> None:
+def _show(
+    arguments: argparse.Namespace,
+    console: Console,
+    bundle: Bundle,
+    report: Report,
+    found: list[Explanation | tuple[str, str]],
+) -> None:
     if arguments.json:
-        print_json({"bundle": str(arguments.bundle), **report.to_json()})
+        more = {"explanations": explanations_json(found)} if arguments.explain else {}
+        print_json({"bundle": str(arguments.bundle), **report.to_json(), **more})
         return
     show_report(console, report, artifact_sizes(bundle.manifest.files, bundle.manifest.artifacts))
     if report.tokenizer is not None:
@@ -143,3 +173,4 @@ def _show(arguments: argparse.Namespace, console: Console, bundle: Bundle, repor
             console.error(f"{entry.path}: {problem}")
         if entry.cause is not None:
             console.error(f"{entry.path}: {entry.cause.describe()}")
+    show_explanations(console, found)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..cause import Cause
 from ..errors import RequestError
+from ..explain import Layer
 from ..manifest import Artifact
 from ..parity import Bound
 
@@ -54,6 +55,7 @@ class Traced:
 
 
 Visit = Callable[[Traced], None]
+Rounding = tuple[tuple[Layer, ...], Layer | None]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Backend:
     `contents(path)` lists the operations of an artifact without running it.
     `diagnose(path, artifact, feeds, bound)`, where there is one: which operation makes a half-precision artifact
     fail on these feeds; None when it is not the arithmetic.
+    `rounding(path, artifact, feeds, bound)`, where there is one: the layers of a half-precision artifact against
+    its own run without rounding, and the one where they part ways.
     `trace(path, artifact, feeds, visit)`, where there is one: runs the artifact and calls `visit` with every value
     in it, in order.
     """
@@ -74,6 +78,7 @@ class Backend:
     missing: Callable[[], str | None]
     contents: Callable[[Path], Contents]
     diagnose: Callable[[Path, Artifact, dict[str, np.ndarray], Bound], Cause | None] | None = None
+    rounding: Callable[[Path, Artifact, dict[str, np.ndarray], Bound], Rounding] | None = None
     trace: Callable[[Path, Artifact, dict[str, np.ndarray], Visit], None] | None = None
 
 

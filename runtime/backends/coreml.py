@@ -16,10 +16,11 @@ import numpy as np
 
 from ..cause import Cause
 from ..errors import DamagedError, PalmtopError
+from ..explain import OUTPUT, Layer
 from ..manifest import Artifact
 from ..parity import Bound
 from ..threads import limit_blas
-from . import Backend, Contents, Runner, Traced, Visit
+from . import Backend, Contents, Rounding, Runner, Traced, Visit
 
 IDENTITY_KEY = "palmtop.identity"
 MODULES_KEY = "palmtop.modules"
@@ -130,6 +131,24 @@ def diagnose(path: Path, artifact: Artifact, feeds: dict[str, np.ndarray], bound
     return Cause(first.name, first.type, first.module, kind, detail, found.overflowing)
 
 
+def rounding(path: Path, artifact: Artifact, feeds: dict[str, np.ndarray], bound: Bound) -> Rounding:
+    """What each module gives last, and every operation beyond the bound, against the program without rounding."""
+    from ..mil import Program
+    from ..mil.divergence import divergence
+
+    program = Program.load(path, function=artifact.methods.get("forward"))
+    found = divergence(program, feeds, module_of_operations(path), bound)
+    last = {operation.module: operation for operation in found.operations if operation.module}
+    layers: dict[str, Layer] = {}
+    for operation in found.operations:
+        kind = OUTPUT if operation.name in program.output_features else ""
+        if kind or operation.exceeds or (operation.module and last[operation.module] is operation):
+            layers[operation.name] = Layer(
+                operation.module or "", kind, operation.name, operation.type, operation.measure
+            )
+    return tuple(layers.values()), layers[found.first.name] if found.first is not None else None
+
+
 def trace(path: Path, artifact: Artifact, feeds: dict[str, np.ndarray], visit: Visit) -> None:
     """Every floating-point value of the program, as the interpreter computes it."""
     from ..mil import Program
@@ -143,4 +162,12 @@ def trace(path: Path, artifact: Artifact, feeds: dict[str, np.ndarray], visit: V
     Program.load(path, function=artifact.methods.get("forward")).predict(feeds, observer=observe)
 
 
-BACKEND = Backend(target="coreml", open=_open, missing=lambda: None, contents=contents, diagnose=diagnose, trace=trace)
+BACKEND = Backend(
+    target="coreml",
+    open=_open,
+    missing=lambda: None,
+    contents=contents,
+    diagnose=diagnose,
+    rounding=rounding,
+    trace=trace,
+)

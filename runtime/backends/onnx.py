@@ -11,6 +11,7 @@ from ..errors import DamagedError
 from ..manifest import Artifact
 from . import Backend, Contents
 from .onnx_file import operations
+from .onnx_trace import trace
 
 IDENTITY_KEY = "palmtop.identity"
 
@@ -39,5 +40,9 @@ class OnnxRunner:
 
 
 BACKEND = Backend(
-    target="onnx", open=OnnxRunner, missing=lambda: None, contents=lambda path: Contents(operations(path))
+    target="onnx",
+    open=OnnxRunner,
+    missing=lambda: None,
+    contents=lambda path: Contents(operations(path)),
+    trace=trace,
 )
