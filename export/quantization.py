@@ -26,9 +26,7 @@ _MOST_TOKENS = 16384
 def preset_plan(captured: Captured, preset: Preset) -> Plan:
     """The plan that a preset makes for this model."""
     schemes = {"embedding": preset.embedding, "linear": preset.layer, "convolution": preset.convolution}
-    return Plan(
-        {user_path(site.name): schemes[site.kind] for site in find_sites(captured.program)}, preset.smoothing
-    )
+    return Plan({user_path(site.name): schemes[site.kind] for site in find_sites(captured.program)}, preset.smoothing)
 
 
 def sites_by_path(captured: Captured) -> dict[str, Site]:

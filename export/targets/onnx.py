@@ -23,6 +23,7 @@ from .. import hf
 from ..capture import Captured
 from ..modules import module_path
 from . import Options, Target, UnsupportedOperation, constant_axes, narrow, requested_axes
+from .onnx_quantize import TRANSLATIONS, state_types, store_integers
 
 aten = torch.ops.aten
 
@@ -68,6 +69,7 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
     """Write `model.onnx` (and `model.onnx.data` beside it when the weights pass 1.9 GB)."""
     captured = captured.specialize(constant_axes(captured, artifact))
     model = _translate(captured)
+    state_types(model)
     _name_axes(model, captured)
     _keep_module_paths_only(model)
     model.producer_name, model.producer_version = "palmtop", ""
@@ -81,7 +83,8 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
 
 def _translate(captured: Captured) -> onnx_ir.Model:
     program = captured.private_program()
-    table = {**hf.onnx_translations(), aten.scaled_dot_product_attention.default: _attention}
+    store_integers(program, captured)
+    table = {**hf.onnx_translations(), **TRANSLATIONS, aten.scaled_dot_product_attention.default: _attention}
     with hf.onnx_patches(program), _quiet():
         try:
             exported = torch.onnx.export(
