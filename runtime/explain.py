@@ -116,5 +116,5 @@ def _errors(measure: Measure) -> str:
     if bound is None:
         return f"error {measure.max_error:.2g}"
     if measure.max_error > bound.max_error:
-        return f"error {measure.max_error:.2g} of its scale, at most {bound.max_error:.2g} expected"
-    return f"rms error {measure.rms_error:.2g} of its scale, at most {bound.rms_error:.2g} expected"
+        return f"error {measure.max_error:.2g} relative to its scale, at most {bound.max_error:.2g} expected"
+    return f"rms error {measure.rms_error:.2g} relative to its scale, at most {bound.rms_error:.2g} expected"

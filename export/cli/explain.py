@@ -113,12 +113,13 @@ def show_explanations(console: Console, found: Sequence[Explanation | tuple[str,
         console.say(f"{entry.path} against {entry.against}, on '{entry.case}' ({entry.how}).")
         console.say()
         console.table(
-            ("module", "kind", "operation", "error", "expected", "cosine", ""),
+            ("module", "operation", "error", "expected", "cosine", ""),
             [_row(layer, entry) for layer in _distinct(entry.layers)],
             right=("error", "expected", "cosine"),
         )
         if entry.unmatched:
-            console.say(f"Without a value of their own in this artifact: {', '.join(entry.unmatched)}.")
+            without = ", ".join(entry.unmatched)
+            console.say(f"Without a value of their own in this artifact (merged, unused, or constant): {without}.")
         (console.error if entry.first is not None else console.say)(entry.verdict())
 
 
@@ -137,9 +138,9 @@ def _row(layer: Layer, entry: Explanation) -> tuple[str, ...]:
     error = measure.rms_error if by_rms else measure.max_error
     allowed = "" if measure.bound is None else measure.bound.rms_error if by_rms else measure.bound.max_error
     module = layer.module or "(the model itself)"
+    module = f"output {module}" if layer.kind == OUTPUT else module
     return (
         f"{module} ({layer.note})" if layer.note else module,
-        layer.kind,
         layer.operation if layer.type in (OUTPUT, layer.operation) else f"{layer.operation}: {layer.type}",
         "NaN or inf" if measure.nonfinite else f"{error:.1e}{' rms' if by_rms else ''}",
         f"{allowed:.1e}" if isinstance(allowed, float) else "",

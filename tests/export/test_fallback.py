@@ -156,6 +156,17 @@ def test_without_fallback_the_export_fails_and_names_operation_module_and_remedy
     assert not (tmp_path / "net.bundle").exists()
 
 
+def test_what_the_fallback_cannot_mend_is_refused_with_what_was_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_verify", lambda *arguments: report(False))
+    with pytest.raises(ParityError) as raised:
+        export_module(
+            LoudMiddle(), {"x": torch.randn(1, 5, 16)}, tmp_path / "net.bundle", to=["coreml"], quantize="fp16"
+        )
+    assert raised.value.exit_code == 1
+    assert "coreml: keeping modules in fp32 does not help; with all of them kept, y: max error 1" in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_verify_names_the_operation_that_overflows_without_torch(palmtop, tmp_path, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(build, "_refuse_failures", lambda report, told=(): None)
