@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,24 +20,29 @@ from .sites import Site, layer_input
 class Statistics:
     """Of the rows x (columns,) that one activation had in all calibration inputs.
 
-    hessian: the sum of x x^T, (columns, columns). largest: of |x| by column. low, high: over all values. rows: how many.
+    hessian: the sum of x x^T, (columns, columns). largest, lows, highs: of |x| and x by column. low, high: over all.
+    rows: how many.
     """
 
     hessian: torch.Tensor
     largest: torch.Tensor
-    low: float
-    high: float
+    lows: torch.Tensor
+    highs: torch.Tensor
+    low: float = 0.0
+    high: float = 0.0
     rows: int = 0
 
     @classmethod
     def empty(cls, columns: int) -> Statistics:
-        return cls(torch.zeros(columns, columns), torch.zeros(columns), 0.0, 0.0)
+        return cls(torch.zeros(columns, columns), *(torch.zeros(columns) for _ in range(3)))
 
     def add(self, values: torch.Tensor) -> None:
         rows = values.detach().reshape(-1, values.shape[-1]).float()
         self.hessian.addmm_(rows.t(), rows)
-        self.largest = torch.maximum(self.largest, rows.abs().amax(0))
-        self.low, self.high = min(self.low, float(rows.min())), max(self.high, float(rows.max()))
+        self.lows = torch.minimum(self.lows, rows.amin(0))
+        self.highs = torch.maximum(self.highs, rows.amax(0))
+        self.largest = torch.maximum(self.highs, -self.lows)
+        self.low, self.high = float(self.lows.min()), float(self.highs.max())
         self.rows += len(rows)
 
 
@@ -56,12 +61,11 @@ def calibrate(
         RequestError: there is no input, or one gives NaN or infinity.
     """
     nodes = {node.name: node for node in program.graph.nodes}
-    wanted: dict[str, int] = {}
+    found: dict[str, Statistics] = {}
     for site in sites:
         for use in site.uses:
             if use.kind == "linear":
-                wanted[layer_input(nodes[use.node]).name] = site.columns
-    found = {name: Statistics.empty(columns) for name, columns in wanted.items()}
+                found[layer_input(nodes[use.node]).name] = Statistics.empty(site.columns)
 
     def see(node: Node, value: Any) -> None:
         if node.name in found:
@@ -70,21 +74,28 @@ def calibrate(
             found[node.name].add(value)
 
     count = 0
-    with torch.no_grad():
-        for feed in feeds:
-            run(program, feed, see)
-            count += 1
-            if progress is not None:
-                progress()
+    for feed in feeds:
+        run(program, feed, see)
+        count += 1
+        if progress is not None:
+            progress()
     if not count:
         raise RequestError("Calibration needs at least one input; the data has none.")
     return found
 
 
 def run(
-    program: ExportedProgram, feed: dict[str, np.ndarray], see: Callable[[Node, Any], None] | None = None
+    program: ExportedProgram,
+    feed: dict[str, np.ndarray],
+    see: Callable[[Node, Any], None] | None = None,
+    instead: Mapping[str, torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
-    """A program's outputs for named inputs; `see` is shown what every operation gives."""
+    """A program's outputs for named inputs.
+
+    Args:
+        see: is shown what every operation gives.
+        instead: other values for some of its weights.
+    """
 
     class Watcher(Interpreter):
         def run_node(self, n: Node) -> Any:
@@ -97,6 +108,8 @@ def run(
     for spec in program.graph_signature.input_specs:
         if spec.kind == InputKind.USER_INPUT:
             arguments.append(torch.from_numpy(np.array(feed[spec.arg.name])))
+        elif instead is not None and spec.target in instead:
+            arguments.append(instead[str(spec.target)])
         elif spec.target in program.state_dict:
             arguments.append(program.state_dict[spec.target])
         else:

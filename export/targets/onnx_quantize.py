@@ -21,7 +21,7 @@ from onnxscript import opset18 as op
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from ...quantize.apply import add_buffer
+from ...quantize.program import add_buffer
 from ...quantize.sites import Site, Use, find_sites, layer_input
 from ...quantize.weights import QuantizedWeight
 from ...runtime.errors import RequestError

@@ -1,0 +1,81 @@
+"""Take unevenness from activations into weights, so that both are easy to round (SmoothQuant, arXiv:2211.10438)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from .calibrate import Statistics
+from .program import add_buffer, insert, store
+from .sites import Site, layer_input
+
+aten = torch.ops.aten
+
+# Channels that calibration hardly saw are taken to be this much of the largest: a later input may use them.
+_FLOOR = 1e-3
+
+
+def smooth(
+    program: ExportedProgram, sites: Sequence[Site], statistics: Mapping[str, Statistics], strength: float
+) -> dict[str, Statistics]:
+    """Divide what linear layers read, channel by channel, and multiply the columns of their weights, in place.
+
+    s = max|x|^strength / max|w|^(1 - strength) by channel. Layers that read one activation share the division, which is
+    one product with a constant in the graph.
+
+    Args:
+        program: one whose `state_dict` is its own.
+
+    Returns:
+        The statistics of what the layers read now, by activation; where nothing was smoothed, as before.
+    """
+    nodes = {node.name: node for node in program.graph.nodes}
+    groups: dict[str, list[tuple[Site, Node]]] = {}
+    for site in sites:
+        if len(site.uses) == 1 and site.uses[0].kind == "linear":
+            use = nodes[site.uses[0].node]
+            groups.setdefault(layer_input(use).name, []).append((site, use))
+    found = dict(statistics)
+    for source, members in groups.items():
+        seen = statistics.get(source)
+        if seen is None or not float(seen.largest.max()) > 0:
+            continue
+        matrices = [site.as_matrix(program.state_dict[site.name]) for site, _ in members]
+        factor = _factors(seen.largest, torch.stack([m.abs().amax(0) for m in matrices]).amax(0), strength)
+        for (site, _), matrix in zip(members, matrices, strict=True):
+            store(program, site.name, site.as_parameter(matrix * factor, program.state_dict[site.name]))
+        smoothed = _divide(program, nodes[source], factor, members)
+        found[smoothed.name] = dataclasses.replace(
+            seen,
+            hessian=seen.hessian / torch.outer(factor, factor),
+            largest=seen.largest / factor,
+            low=float((seen.lows / factor).min()),
+            high=float((seen.highs / factor).max()),
+            lows=seen.lows / factor,
+            highs=seen.highs / factor,
+        )
+    program.graph.lint()
+    program.graph_module.recompile()
+    return found
+
+
+def _factors(activations: torch.Tensor, weights: torch.Tensor, strength: float) -> torch.Tensor:
+    activations = activations.clamp(min=_FLOOR * float(activations.max()))
+    weights = weights.clamp(min=_FLOOR * float(weights.max()) + 1e-12)
+    factor = activations**strength / weights ** (1 - strength)
+    return factor / factor.log().mean().exp()  # around 1: products stay where fp16 is good
+
+
+def _divide(program: ExportedProgram, source: Node, factor: torch.Tensor, members: Sequence[tuple[Site, Node]]) -> Node:
+    inverse = add_buffer(program, f"palmtop_smooth.{source.name}", (1 / factor).to(torch.float32))
+    readers = [use for _, use in members]
+    order = {node: place for place, node in enumerate(program.graph.nodes)}
+    first = min(readers, key=order.__getitem__)
+    smoothed = insert(first, aten.mul.Tensor, (source, inverse), torch.empty_like(source.meta["val"]))
+    for use in readers:
+        use.replace_input_with(source, smoothed)
+    return smoothed
