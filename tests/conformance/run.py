@@ -5,9 +5,9 @@
                                                             PyTorch models with PyTorch
     python tests/conformance/run.py --only linear           tests whose name contains a word
 
-Every failure is listed with its reason from `reasons.toml` (by pattern of the test's name), or as unexplained. Exit
-code 1 when a failure, or a file that cannot be collected, is unexplained. The page holds no times and no paths of the
-machine: two runs with the same versions write the same page.
+Every failure is listed with its reason from `reasons.toml` (by the test's name and what it says), or as unexplained.
+Exit code 1 when a failure, or a file that cannot be collected, is unexplained. The page holds no times and no paths of
+the machine: two runs with the same versions write the same page.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def explain(outcomes: Outcomes) -> dict[str, str | None]:
     result: dict[str, str | None] = {}
     for test, entry in sorted(outcomes.items()):
         if entry["outcome"] in ("failed", "not collected"):
-            fits = [r for r in reasons if any(fnmatch.fnmatchcase(test, _literal(p)) for p in r["tests"])]
+            named = [r for r in reasons if any(fnmatch.fnmatchcase(test, _literal(p)) for p in r["tests"])]
+            fits = [r for r in named if any(words in entry["why"] for words in r["says"])]
             result[test] = fits[0]["why"] if fits else None
     return result
 
