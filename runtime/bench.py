@@ -213,6 +213,7 @@ def _open(
             if required:
                 raise
             entry.reason = str(error)
+            advance()
             continue
         entry.engine = session.engine
         entry.note = INTERPRETER_NOTE if session.engine == INTERPRETER else None
@@ -395,13 +396,15 @@ def _speedup(base: list[float], mine: list[float]) -> float:
 
 
 def _significant(values: dict[str, Any]) -> dict[str, Any]:
-    """Four digits of each float: more is noise. NaN and infinity, which JSON lacks, become None."""
-    return {
-        key: (float(f"{value:.4g}") if math.isfinite(value) else None)
-        if isinstance(value, float) and key != "cosine"
-        else value
-        for key, value in values.items()
-    }
+    """Four digits of each float (of a cosine seven places): more is noise. NaN and infinity become None, for JSON."""
+    rounded: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, float):
+            short = round(value, 7) if key == "cosine" else float(f"{value:.4g}")
+            rounded[key] = short if math.isfinite(value) else None
+        else:
+            rounded[key] = value
+    return rounded
 
 
 def machine() -> dict[str, Any]:

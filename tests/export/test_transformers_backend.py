@@ -110,6 +110,50 @@ def test_a_causal_model_without_cache():
         assert_same(export(**texts(*shape)), model(**texts(*shape), use_cache=False))
 
 
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+FAMILIES = {
+    "a causal model of another kind": lambda: (
+        transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=500, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+        ),
+        {**texts(), "use_cache": False},
+    ),
+    "text and images": lambda: (
+        transformers.CLIPModel(
+            transformers.CLIPConfig(
+                text_config={"vocab_size": 500, "max_position_embeddings": 64, "eos_token_id": 499, **SMALL},
+                vision_config={"image_size": 32, "patch_size": 8, **SMALL},
+                projection_dim=16,
+            )
+        ),
+        {**texts(), "pixel_values": torch.rand(1, 3, 32, 32)},
+    ),
+    "sound": lambda: (
+        transformers.Wav2Vec2ForCTC(
+            transformers.Wav2Vec2Config(
+                vocab_size=32,
+                conv_dim=(8, 8),
+                conv_stride=(5, 2),
+                conv_kernel=(10, 3),
+                num_conv_pos_embeddings=16,
+                num_conv_pos_embedding_groups=4,
+                **SMALL,
+            )
+        ),
+        {"input_values": torch.rand(1, 400)},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families(family):
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[family]()
+    model = lively(model)
+    export = CoreMLExporter().export(model, dict(inputs), CoreMLConfig())
+    assert_same(export(**inputs), model(**inputs))
+
+
 def test_hidden_states_come_in_the_containers_of_the_model():
     model = bert()
     export = CoreMLExporter().export(model, {**texts(), "output_hidden_states": True}, CoreMLConfig())
