@@ -25,6 +25,7 @@ if importlib.util.find_spec("executorch") is None:
 # ExecuTorch plans memory for the largest sizes. An axis without a bound gets this one.
 _LARGEST_UNBOUNDED = 64
 _PRECISIONS = ("fp32", "fp16")
+_INTEGERS = ("int8", "int4", "mixed")
 REMEDY = (
     "write it with operations that ExecuTorch's optimized kernels have, or leave this format out (--to onnx,coreml)"
 )
@@ -36,7 +37,7 @@ def plan(captured: Captured, options: Options) -> Artifact:
     Raises:
         RequestError: a precision that this target does not write.
     """
-    if options.precision not in _PRECISIONS:
+    if options.precision not in (*_PRECISIONS, *(_INTEGERS if captured.quantized else ())):
         raise RequestError(f"The executorch target writes {' and '.join(_PRECISIONS)}, not {options.precision}.")
     narrowed = captured.specialize(_axes(captured, options))
     return Artifact(
@@ -45,9 +46,24 @@ def plan(captured: Captured, options: Options) -> Artifact:
         precision=options.precision,
         inputs=narrowed.inputs,
         outputs=narrowed.outputs,
-        quantization={"keep_fp32": list(options.keep_fp32)} if options.keep_fp32 else None,
+        quantization=_quantization(captured, options),
         minimum_os={"ios": "17.0", "macos": "12.0"},  # what ExecuTorch's Swift package asks for
     )
+
+
+def _quantization(captured: Captured, options: Options) -> dict[str, list[str]] | None:
+    """What the manifest says of weights that are not stored in the artifact's precision."""
+    said: dict[str, list[str]] = {}
+    if options.keep_fp32:
+        said["keep_fp32"] = list(options.keep_fp32)
+    if captured.quantized:
+        with quiet():
+            from .executorch_quantize import check, kept
+
+        check(captured)
+        if stay := kept(captured):
+            said["kept"] = stay
+    return said or None
 
 
 def _axes(captured: Captured, options: Options) -> dict[str, Dim]:

@@ -18,9 +18,11 @@ from .. import hf
 from ..capture import Captured
 from ..precision import half_precision
 from .executorch_half import cast_visitors, to_float, to_half
+from .executorch_integers import linear_visitors
 from .executorch_partition import Partitioner
 from .executorch_patches import quick
 from .executorch_preflight import runtime_kernels
+from .executorch_quantize import store_integers
 from .executorch_rewrites import rewrite
 from .executorch_shapes import known_slices, plain_reshapes
 
@@ -33,7 +35,9 @@ def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path)
     """
     program = captured.private_program()
     program._state_dict, program._constants = _whole(program.state_dict), _whole(program.constants)
-    with hf.executorch_patches(program), quick(), cast_visitors(), torch.no_grad():
+    with hf.executorch_patches(program), quick(), cast_visitors(), linear_visitors(), torch.no_grad():
+        if captured.quantized:
+            store_integers(program, captured.quantized)
         if artifact.precision == "fp16":
             keep = (artifact.quantization or {}).get("keep_fp32", ())
             half_precision(program, keep, to_half=to_half, to_float=to_float)

@@ -17,15 +17,18 @@ from torch.fx import Node
 from torch.fx.passes.infra.partitioner import Partition
 
 from .executorch_half import ToFloatConfig, ToHalfConfig
+from .executorch_integers import IntegerLinearConfig, LinearOfTableConfig
+
+_OWN = (ToHalfConfig, ToFloatConfig, IntegerLinearConfig, LinearOfTableConfig)
 
 _SHAPE_ONLY = {"view_copy.default", "unsqueeze_copy.default", "_clone_dim_order.default", "clone.default"}
 
 
 class Partitioner(XnnpackPartitioner):
-    """XNNPACK's partitioner with the corrections above, taking our casts too."""
+    """XNNPACK's partitioner with the corrections above, taking our own operations too."""
 
     def __init__(self) -> None:
-        super().__init__(configs=[*ALL_PARTITIONER_CONFIGS, ToHalfConfig, ToFloatConfig])
+        super().__init__(configs=[*ALL_PARTITIONER_CONFIGS, *_OWN])
 
     def get_matched_nodes_from_configs(self, program: ExportedProgram) -> list[list[Node]]:
         """Groups of operations and constants that belong together, without constants that others read too."""

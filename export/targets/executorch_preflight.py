@@ -59,8 +59,11 @@ def missing_kernels(program: ExportedProgram) -> list[UnsupportedOperation]:
 
 @functools.cache
 def runtime_kernels() -> frozenset[str]:
-    """The kernels of the runtime that comes with executorch (`aten::add.out`), those of its packages for phones."""
+    """The kernels of the runtime that comes with executorch (`aten::add.out`), those of its packages for phones: the
+    optimized ones, and the quantized ones that only artifacts with integer weights call.
+    """
     from executorch.extension.pybindings import _portable_lib
+    from executorch.kernels import quantized  # noqa: F401 - registers its kernels
 
     return frozenset(_portable_lib._get_operator_names())
 

@@ -44,6 +44,9 @@ class ExecutorchRunner:
                 import torch  # before the library, which is linked against it
                 from executorch.extension.pybindings import _portable_lib as library
 
+                if _calls_quantized_kernels(path):
+                    from executorch.kernels import quantized  # noqa: F401 - registers them
+
                 if threads is not None and library._threadpool_get_thread_count() != threads:
                     library._unsafe_reset_threadpool(threads)
                 # Kept as long as the method: ExecuTorch's methods read the program's memory.
@@ -71,6 +74,12 @@ class ExecutorchRunner:
 
     def _tensor(self, array: np.ndarray) -> Any:
         return self._torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _calls_quantized_kernels(path: Path) -> bool:
+    """Whether a file needs the library that an app links for artifacts with integer weights."""
+    methods = describe(path)["methods"].values()
+    return any(kernel.startswith("quantized_decomposed::") for method in methods for kernel in method["kernels"])
 
 
 @contextlib.contextmanager

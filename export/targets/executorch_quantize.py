@@ -1,0 +1,174 @@
+"""A plan's integers in a `.pte`: which of ExecuTorch's and XNNPACK's kernels holds which scheme.
+
+- Layers go to XNNPACK: 8 or 4 bits a channel, or 4 bits in blocks of a multiple of 32, all symmetric, with inputs that
+  are rounded row by row or left in fp32 (blocks need rounded inputs).
+- Embedding tables are read by ExecuTorch's quantized kernels, which take any block and any zero point.
+- A layer that XNNPACK has no kernel for keeps its integers too: the same quantized kernels turn them into fp32 numbers
+  each time the program runs. So does a vocabulary that an embedding and a layer share, which is then stored once.
+- Convolutions stay in fp32, holding the numbers that the integers stand for: XNNPACK's integer convolutions round
+  their inputs over a whole image, which is not what a plan says. The artifact lists them as `kept`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from executorch.exir.passes import _quant_patterns_and_replacements  # noqa: F401 - defines the embedding operations
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from ...quantize.sites import Site, Use, find_sites
+from ...quantize.weights import QuantizedWeight
+from ...runtime.errors import RequestError
+from ..capture import Captured
+from ..modules import user_path
+from ..normalize import insert
+from .executorch_integers import integer_linear, linear_of_table
+from .executorch_rewrites import add_constant
+
+aten = torch.ops.aten
+decomposed = torch.ops.quantized_decomposed
+
+_XNNPACK_BLOCK = 32
+
+
+def check(captured: Captured) -> None:
+    """Refuse what a `.pte` cannot hold. Raises RequestError naming the weight, the scheme and the nearest one."""
+    for name, weight in captured.quantized.items():
+        scheme = weight.scheme
+        nearest = None
+        if scheme.form != "linear" or scheme.bits not in (8, 4):
+            nearest = "int4 per block of 32, dynamic activations" if scheme.bits < 6 else "int8 per channel"
+        elif scheme.activations == "static":
+            nearest = f"{scheme}".replace("static", "dynamic")
+        if nearest is not None:
+            raise RequestError(
+                f"ExecuTorch has no kernel for {scheme}, the scheme of {user_path(name)}. "
+                f"The nearest that it has: {nearest}."
+            )
+
+
+def kept(captured: Captured) -> list[str]:
+    """The weights of a plan that the file holds in fp32, by the name that the user's model has for them."""
+    sites = find_sites(captured.program) if captured.quantized else []
+    return [user_path(site.name) for site in sites if site.name in captured.quantized and _is_kept(site)]
+
+
+def _is_kept(site: Site) -> bool:
+    return any(use.kind == "convolution" for use in site.uses)
+
+
+def store_integers(program: ExportedProgram, quantized: dict[str, QuantizedWeight]) -> None:
+    """Let a program compute with integers instead of the weights that a plan quantized, in place.
+
+    The program's dictionary of weights must be its own.
+    """
+    nodes = {node.name: node for node in program.graph.nodes}
+    for site in find_sites(program):
+        if site.name in quantized and not _is_kept(site):
+            store = _Stored(program, site, quantized[site.name])
+            for use in site.uses:
+                store.replace(nodes[use.node], use)
+    _drop_unread(program, set(quantized))
+    program.graph.lint()
+    program.graph_module.recompile()
+
+
+class _Stored:
+    """The constants of one weight, each added when something first reads it."""
+
+    def __init__(self, program: ExportedProgram, site: Site, weight: QuantizedWeight):
+        self._program, self._weight = program, weight
+        self._name = f"palmtop_integers_{site.name.replace('.', '_')}"
+        self._constants: dict[str, Node] = {}
+        self._alone = all(use.kind == "linear" for use in site.uses)
+
+    def replace(self, node: Node, use: Use) -> None:
+        """Write the call anew, on integers."""
+        result = self._embedding(node, node.args[1]) if use.kind == "embedding" else self._linear(node)
+        node.replace_all_uses_with(result)
+        self._program.graph.erase_node(node)
+
+    def _constant(self, kind: str, make: Callable[[], torch.Tensor]) -> Node:
+        if kind not in self._constants:
+            self._constants[kind] = add_constant(self._program, f"{self._name}_{kind}", make())
+        return self._constants[kind]
+
+    def _linear(self, node: Node) -> Node:
+        value, bias, after = _linear_arguments(node)
+        fixed = bias if bias is None or bias.op == "placeholder" else None
+        if self._alone and has_kernel(self._weight):
+            rounded = self._weight.scheme.activations == "dynamic"
+            integers = self._constant("layer", lambda: self._weight.integers)
+            scales = self._constant("scales", lambda: self._weight.scales)
+            result = insert(
+                node.graph, node, integer_linear, (value, integers, scales, fixed, self._weight.scheme.bits, rounded)
+            )
+        else:
+            rows = insert(node.graph, node, aten.arange.start_step, (0, self._weight.integers.shape[0], 1))
+            result = insert(node.graph, node, linear_of_table, (value, self._embedding(node, rows), fixed))
+        if fixed is not bias:
+            after = bias
+        return result if after is None else insert(node.graph, node, aten.add.Tensor, (result, after))
+
+    def _embedding(self, node: Node, indices: Any) -> Node:
+        weight = self._weight
+        packs = weight.scheme.bits == 4 and weight.integers.shape[1] % 2 == 0
+        table = self._constant("table", lambda: _packed(weight.integers) if packs else weight.integers)
+        half = weight.scales.half()
+        short = bool((half.float() == weight.scales).all())
+        kind = torch.float16 if short else torch.float32
+        scales = self._constant("table_scales", lambda: weight.scales.to(kind))
+        zeros = None
+        if weight.zero_points is not None:
+            numbers = weight.zero_points
+            zeros = self._constant("table_zeros", lambda: numbers.to(kind))
+        low, high = (-8, 7) if packs else (-128, 127)
+        operation = decomposed.embedding_4bit if packs else decomposed.embedding_byte
+        arguments = (table, scales, zeros, low, high, indices)
+        if short:
+            return insert(node.graph, node, operation.dtype, arguments, {"dtype": torch.float32})
+        return insert(node.graph, node, operation.default, arguments)
+
+
+def has_kernel(weight: QuantizedWeight) -> bool:
+    """Whether XNNPACK multiplies with these integers."""
+    if weight.zero_points is not None:
+        return False
+    if weight.scales.shape[1] == 1:
+        return True
+    scheme = weight.scheme
+    blocks = scheme.bits == 4 and scheme.activations == "dynamic" and weight.block % _XNNPACK_BLOCK == 0
+    return blocks and bool((weight.scales.bfloat16().float() == weight.scales).all())
+
+
+def _linear_arguments(node: Node) -> tuple[Any, Any, Any]:
+    """Input, bias and what else is added, of a layer in any of its forms."""
+    if node.target is aten.addmm.default:
+        added = node.args[0]
+        return (
+            node.args[1],
+            (added if added.meta["val"].dim() == 1 else None),
+            (None if added.meta["val"].dim() == 1 else added),
+        )
+    bias = node.args[2] if node.target is aten.linear.default and len(node.args) > 2 else None
+    return node.args[0], bias, None
+
+
+def _packed(integers: torch.Tensor) -> torch.Tensor:
+    """Two 4-bit integers a byte, the first in the upper half, as ExecuTorch's kernel reads them."""
+    shifted = (integers + 8).view(torch.uint8)
+    return (shifted[:, 0::2] << 4) | shifted[:, 1::2]
+
+
+def _drop_unread(program: ExportedProgram, names: set[str]) -> None:
+    """Take fp32 weights that nothing reads any more out of the program."""
+    signature = program.graph_signature
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in list(signature.input_specs):
+        if spec.target in names and not nodes[spec.arg.name].users:
+            program.graph.erase_node(nodes[spec.arg.name])
+            signature.input_specs.remove(spec)
+            del program.state_dict[spec.target]
