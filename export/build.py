@@ -37,13 +37,15 @@ Progress = Callable[[str, int], Callable[[], None]]
 
 @dataclass
 class Result:
-    """A finished export: the bundle, its manifest, what was measured, and how long each stage took (seconds)."""
+    """A finished export: the bundle, its manifest, what was measured, how long each stage took (seconds), and what a
+    search for a plan tried."""
 
     path: Path
     manifest: Manifest
     report: Report
     notes: tuple[str, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    trials: list[dict[str, Any]] = field(default_factory=list)
 
 
 def build(
@@ -53,6 +55,7 @@ def build(
     targets: Sequence[str],
     options: Options,
     fallback: bool = True,
+    quantization: Request | None = None,
     force: bool = False,
     progress: Progress | None = None,
     seconds: dict[str, float] | None = None,
@@ -81,7 +84,7 @@ def build(
     _refuse_unsupported(captured, chosen, artifacts)
     with staging(Path(destination), force) as root:
         tokenizer = subject.write_tokenizer(root) if subject.write_tokenizer is not None else None
-        manifest = Manifest(
+        base = Manifest(
             source=subject.info,
             task=subject.task,
             artifacts=tuple(artifacts),
@@ -89,41 +92,51 @@ def build(
             tokenizer=tokenizer,
             preprocess=subject.preprocess,
             postprocess=subject.postprocess,
-        ).with_identity()
-        for target, artifact in zip(chosen, artifacts, strict=True):
-            with timed(seconds, target.name):
-                advance = start(f"Lowering to {target.name}", 1)
-                target.lower(captured, artifact, manifest.identity, root / artifact.path)
-                advance()
-        reports = []
-        for artifact in artifacts:
-            with timed(seconds, f"verify {artifact.target}"):
-                advance = start(f"Verifying {artifact.path}", len(cases))
-                reports.append(_verify(root, manifest, artifact, cases, noise, advance))
+        )
+        work = Work(root, base, chosen, cases, noise, start, seconds)
         told: tuple[str, ...] = ()
-        if fallback and options.precision == "fp16" and any(entry.status == "failed" for entry in reports):
+        trials: list[dict[str, Any]] = []
+        if quantization is not None:
+            judge = Judge(subject, quantization, golden)
+            outcome = compress(
+                captured,
+                quantization,
+                subject.calibration(quantization.calibration),
+                lambda model, plan: quantized_attempt(work, judge, model, plan, options),
+                start,
+                search_cache(subject, quantization, options, base),
+            )
+            manifest, reports, told, trials = work.manifest, outcome.attempt.reports, outcome.told, outcome.rows
+            artifacts = list(manifest.artifacts)
+            (root / PLAN_NAME).write_text(outcome.plan.dumps(), encoding="utf-8")
+        else:
+            reports = work.execute(captured, artifacts)
+            manifest = work.manifest
+            if fallback and options.precision == "fp16" and any(entry.status == "failed" for entry in reports):
 
-            def attempt(target: Target, artifact: Artifact, place: Path) -> ArtifactReport:
-                advance = start(f"Lowering to {target.name}, with modules in fp32", len(cases) + 1)
-                target.lower(captured, artifact, manifest.identity, place / artifact.path)
-                advance()
-                return _verify(place, manifest, artifact, cases, noise, advance)
+                def attempt(target: Target, artifact: Artifact, place: Path) -> ArtifactReport:
+                    advance = start(f"Lowering to {target.name}, with modules in fp32", len(cases) + 1)
+                    target.lower(captured, artifact, manifest.identity, place / artifact.path)
+                    advance()
+                    return work.verify(place, artifact, advance)
 
-            with timed(seconds, "fallback"):
-                artifacts, reports, told = keep_more(
-                    chosen, artifacts, reports, captured, options, cases, attempt, root
-                )
-                manifest = _with_artifacts(manifest, artifacts, root, chosen, captured)
+                with timed(seconds, "fallback"):
+                    artifacts, reports, told = keep_more(
+                        chosen, artifacts, reports, captured, options, cases, attempt, root
+                    )
+                    manifest = _with_artifacts(manifest, artifacts, root, chosen, captured)
         report = Report("eager PyTorch, fp32, unpatched", reports)
-        _refuse_failures(report, told)
+        if quantization is None or not quantization.keep_best:
+            _refuse_failures(report, told)
         write_golden(root / GOLDEN_NAME, golden)
         manifest = dataclasses.replace(manifest, parity=_summary(report, noise, cases))
         (root / PARITY_NAME).write_text(canonical_json({**report.to_json(), "noise": _plain(noise)}), encoding="utf-8")
-        sizes = {artifact.path: _size(root / artifact.path) for artifact in artifacts}
+        sizes = {artifact.path: artifact_bytes(root / artifact.path) for artifact in artifacts}
         (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")
         manifest = dataclasses.replace(manifest, files=list_files(root, artifacts))
         (root / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
-    return Result(Path(destination), manifest, report, (*subject.notes, *captured.notes, *told), seconds)
+    notes = (*subject.notes, *captured.notes, *told)
+    return Result(Path(destination), manifest, report, notes, seconds, trials)
 
 
 def _with_artifacts(
@@ -155,14 +168,6 @@ def capture_subject(subject: Subject) -> Captured:
         if len(used) == len(inputs) or not used:
             return captured
         inputs = used
-
-
-@contextlib.contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note how long a block took."""
-    began = time.perf_counter()
-    yield
-    seconds[stage] = round(time.perf_counter() - began, 2)
 
 
 @contextlib.contextmanager
@@ -247,25 +252,6 @@ def _refuse_unsupported(captured: Captured, targets: Sequence[Target], artifacts
         raise UnsupportedError(f"{len(lines)} operations cannot be expressed:\n" + "\n".join(lines))
 
 
-def _verify(
-    root: Path,
-    manifest: Manifest,
-    artifact: Artifact,
-    cases: Sequence[Case],
-    noise: dict[str, Noise],
-    advance: Callable[[], None],
-) -> ArtifactReport:
-    return verify_artifact(
-        artifact,
-        lambda: Session.open(root, artifact, manifest.identity, threads=1),
-        cases,
-        task=manifest.task,
-        tokenizer=manifest.tokenizer,
-        noise=noise,
-        progress=advance,
-    )
-
-
 def _refuse_failures(report: Report, told: Sequence[str] = ()) -> None:
     if not report.failed:
         return
@@ -277,7 +263,9 @@ def _refuse_failures(report: Report, told: Sequence[str] = ()) -> None:
     raise ParityError(
         "Parity does not hold, so no bundle was written:\n"
         + "\n".join([*lines, *(f"  {line}" for line in told)])
-        + "\nRemedy: export with --quantize none, or leave the target out with --to."
+        + "\nRemedy: "
+        + ("" if told or not any(entry.cause for entry in report.failed) else "export without --no-fallback, ")
+        + "export with --quantize none, or leave the target out with --to."
     )
 
 
@@ -322,10 +310,3 @@ def list_files(root: Path, artifacts: Sequence[Artifact]) -> tuple[File, ...]:
         role = "artifact" if top in folders else roles.get(relative, "tokenizer")
         found.append(File(relative, role, path.stat().st_size, sha256_file(path)))
     return tuple(found)
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    if path.is_file():
-        files = [path, *path.parent.glob(f"{path.name}.data")]
-    return sum(file.stat().st_size for file in files if file.is_file())

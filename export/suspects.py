@@ -26,7 +26,7 @@ _ROUNDING = 2.0**-11
 
 @dataclass
 class Suspect:
-    """A module: the largest magnitude of its own values in fp32, and the most that it multiplies errors by."""
+    """A module: the largest magnitude of what it computes or reads in fp32, and how much it adds to errors."""
 
     module: str
     peak: float = 0.0
@@ -42,7 +42,7 @@ class Suspect:
 
 def overflow_reason(peak: float) -> str:
     """Why a module overflows, for reports: its largest magnitude in fp32."""
-    return f"reaches {peak:.2g}, and fp16 ends at {LARGEST:.0f}"
+    return f"values up to {peak:.2g}, and fp16 ends at {LARGEST:.0f}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class _Watched(torch.fx.Interpreter):
         super().__init__(captured.program.graph_module, garbage_collect_values=True)
         self.captured, self.found = captured, found
         self.errors: dict[Node, float] = {}
+        self.peaks: dict[Node, float] = {}
 
     def run_on(self, feeds: Mapping[str, np.ndarray]) -> None:
         program = self.captured.program
@@ -109,7 +110,8 @@ class _Watched(torch.fx.Interpreter):
         suspect = self.found.get(module_path(node))
         if suspect is None or not _is_float(exact) or not exact.numel():
             return
-        suspect.peak = max(suspect.peak, _peak(exact))
+        self.peaks[node] = _peak(exact)
+        suspect.peak = max(suspect.peak, *(self.peaks.get(value, 0.0) for value in (node, *node.all_input_nodes)))
         if node.target is aten.scaled_dot_product_attention.default:  # its scores are a value of most formats
             suspect.peak = max(suspect.peak, _scores_peak(args[0], args[1]))
         scale = float(exact.square().mean().sqrt()) or 1.0

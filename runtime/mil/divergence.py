@@ -19,6 +19,9 @@ from ..parity import Bound, Comparison, Measure, Noise, bound_for
 from .program import Program
 from .types import TensorType
 
+# Operations that only pass a value on: keeping the module that a cast is counted to would not help.
+_HAND_ON = {"cast"}
+
 #: The largest number that fp16 holds.
 FP16_LARGEST = 65504.0
 
@@ -55,22 +58,13 @@ class Divergence:
 
     `first` is None when the outputs stay within the bound. Otherwise it is the first operation that overflows, or else
     the first that drifts while nothing it was computed from does, and from which drift leads on to an output.
+    `overflowing`: every PyTorch module that makes or reads a value beyond fp16's range, with its largest magnitude;
+    judged in the run without rounding, so that what an earlier infinity does downstream does not count.
     """
 
     operations: tuple[OperationError, ...]
     first: OperationError | None
-
-    @property
-    def overflowing(self) -> dict[str, float]:
-        """PyTorch modules whose own operations pass fp16's range in fp32 arithmetic, with the largest magnitude.
-
-        Judged in the run without rounding, so that what an earlier infinity does downstream does not count.
-        """
-        found: dict[str, float] = {}
-        for operation in self.operations:
-            if operation.half and operation.module is not None and operation.peak > FP16_LARGEST:
-                found[operation.module] = max(found.get(operation.module, 0.0), operation.peak)
-        return found
+    overflowing: dict[str, float]
 
 
 def divergence(
@@ -105,7 +99,7 @@ def divergence(
         found.append(OperationError(name, kind, modules.get(name), comparison.measure(bound), peak, name in half))
 
     in_lockstep(program, feeds, compare)
-    return Divergence(tuple(found), _to_blame(program, found))
+    return Divergence(tuple(found), _to_blame(program, found), _overflowing(program, found, modules))
 
 
 def in_lockstep(program: Program, feeds: Mapping[str, Any], compare: Callable[[str, str, Any, Any], None]) -> None:
@@ -168,6 +162,19 @@ def _exact_values(program: Program, feeds: Mapping[str, Any]) -> Iterator[Iterat
 
 def _state(program: Program) -> Any:
     return program.new_state() if program.state_features else None
+
+
+def _overflowing(program: Program, found: list[OperationError], modules: Mapping[str, str]) -> dict[str, float]:
+    peaks = {o.name: o.peak for o in found if o.half and o.peak > FP16_LARGEST}
+    overflowing: dict[str, float] = {}
+    for information in program.operations:
+        touched = [name for name, _ in information.outputs]
+        module = next((modules[name] for name in touched if name in modules), None)
+        touched += [name for names in information.inputs.values() for name in names]
+        peak = max((peaks[name] for name in touched if name in peaks), default=0.0)
+        if peak and module is not None and information.type not in _HAND_ON:
+            overflowing[module] = max(overflowing.get(module, 0.0), peak)
+    return overflowing
 
 
 def _to_blame(program: Program, found: list[OperationError]) -> OperationError | None:

@@ -21,7 +21,7 @@ NAMES = [f"layer.{index}" for index in range(16)]
 
 
 def report(passed: bool) -> ArtifactReport:
-    measure = Measure("y", 1, 1, 0.0 if passed else 1.0, 0.0 if passed else 1.0, 1.0, 0, "case", Bound(0.1, 0.1))
+    measure = Measure("y", 1, 1, 0.0 if passed else 1.0, 0.0 if passed else 1.0, 1.0, 0, "case", bound=Bound(0.1, 0.1))
     return ArtifactReport("made up", "up", "fp16", "passed" if passed else "failed", measures=[measure])
 
 
@@ -50,7 +50,7 @@ def test_modules_known_to_overflow_are_tried_first():
     kept, tried = search(["layer.9"], peaks={"layer.9": 1e6})
     assert kept.modules == ("layer.9",)
     assert tried == [("layer.9",)]
-    assert kept.reasons["layer.9"] == "reaches 1e+06, and fp16 ends at 65504"
+    assert kept.reasons["layer.9"] == "values up to 1e+06, and fp16 ends at 65504"
 
 
 def test_what_the_user_keeps_is_the_floor_and_is_not_explained():

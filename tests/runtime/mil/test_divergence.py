@@ -32,11 +32,11 @@ def test_an_overflow_is_found_behind_a_finite_output(tmp_path):
     program = norm_that_overflows(tmp_path)
     x = np.array([1, -2, 600, 3], np.float16)
     assert np.isfinite(program.predict({"x": x})["y"]).all()
-    found = divergence(program, {"x": x}, {"squares": "layers.0.norm", "y": ""})
+    found = divergence(program, {"x": x}, {"squares": "layers.0.norm", "size": "reader", "y": ""})
     assert (found.first.name, found.first.type, found.first.module) == ("squares", "square", "layers.0.norm")
     assert found.first.overflows
     assert found.first.measure.nonfinite == 1
-    assert found.overflowing == {"layers.0.norm": pytest.approx(360_000)}
+    assert found.overflowing == {"layers.0.norm": pytest.approx(360_000), "reader": pytest.approx(360_000)}
     assert [operation.name for operation in found.operations] == ["squares", "size", "y"]
 
 
