@@ -21,6 +21,7 @@ from ..runtime.errors import DamagedError, PalmtopError, RequestError, Unsupport
 from .card import ModelCard, read_card
 from .sentence import SentenceModules, lower_casing, read_sentence_modules
 from .tasks import Task, get_task, infer_task
+from .tokenization.moses import LANGUAGES, rebuilt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,6 +46,7 @@ class Source:
     sentence: SentenceModules | None
     card: ModelCard
     trust_remote_code: bool = False
+    slow_tokenizer: PreTrainedTokenizerBase | None = None  # the Python tokenizer that `tokenizer` was rebuilt from
 
     @property
     def architecture(self) -> str:
@@ -151,6 +153,9 @@ def open_source(
     sentence = read_sentence_modules(folder) if embeds else None
     chosen = wanted or infer_task(config.architectures, sentence is not None)
     tokenizer = _load_tokenizer(folder, name, trust_remote_code)
+    slow = None if tokenizer.is_fast else tokenizer
+    if slow is not None:
+        tokenizer = _rebuilt(slow, name)
     if sentence is not None and sentence.lowercase:
         backend = tokenizer.backend_tokenizer
         backend.normalizer = lower_casing(backend.normalizer)
@@ -164,6 +169,7 @@ def open_source(
         sentence=sentence,
         card=read_card(folder),
         trust_remote_code=trust_remote_code,
+        slow_tokenizer=slow,
     )
 
 
@@ -279,6 +285,8 @@ def _load_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrai
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code, local_files_only=True
             )
+    except ImportError as error:
+        raise RequestError(f"The tokenizer of {name} needs a package that is not here: {_first_line(error)}") from error
     except Exception as error:
         raise DamagedError(f"The tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
     files = {"tokenizer.json", "*.model", "*.tiktoken", *tokenizer.vocab_files_names.values()}
@@ -288,13 +296,19 @@ def _load_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrai
             f"{name} has no tokenizer: none of {', '.join(sorted(files))}. "
             "Remedy: copy the tokenizer files of the checkpoint that it was fine-tuned from."
         )
-    if not tokenizer.is_fast:
+    return tokenizer
+
+
+def _rebuilt(slow: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """A Python tokenizer as steps that phones know, where that is possible."""
+    if type(slow).__name__ not in LANGUAGES:
         raise UnsupportedError(
-            f"{name} uses {type(tokenizer).__name__}, which runs Python code and has no tokenizer.json to carry to a "
+            f"{name} uses {type(slow).__name__}, which runs Python code and has no tokenizer.json to carry to a "
             "phone. "
             "Remedy: convert it to a fast tokenizer and save that in the checkpoint."
         )
-    return tokenizer
+    with quiet_transformers():
+        return rebuilt(slow)
 
 
 def _sha256(path: Path) -> str:

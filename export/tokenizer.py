@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,19 +12,28 @@ from tokenizers import Tokenizer as Backend
 
 from ..runtime.errors import UnsupportedError
 from ..runtime.manifest import TokenizerSpec, canonical_json
+from ..runtime.tokenizer import Tokenizer
+from ..runtime.tokenizer_golden import GOLDEN_TOKENS_NAME, TokenizerCase, write_tokenizer_golden
+from ..runtime.tokenizer_spec import SPEC_NAME
 from .source import Source, quiet_transformers
+from .texts import SENTENCES
+from .tokenization.golden import tokenizer_cases
+from .tokenization.legacy import (
+    SENTENCEPIECE,
+    write_executorch,
+    write_sentencepiece,
+    write_vocab_json,
+    write_vocab_txt,
+)
+from .tokenization.readers import COMPATIBILITY_NAME, compatibility
+from .tokenization.spec import post_processor, specification
 
 FOLDER = "tokenizer"
 
 # transformers 5 names generic tokenizers after their backend; device-side readers know these classes.
 _GENERIC = {"TokenizersBackend", "PreTrainedTokenizerFast", "PythonBackend", ""}
-_CLASS_BY_KIND = {
-    "wordpiece": "BertTokenizer",
-    "byte-level-bpe": "GPT2Tokenizer",
-    "bpe": "LlamaTokenizer",
-    "unigram": "XLMRobertaTokenizer",
-    "wordlevel": "PreTrainedTokenizerFast",
-}
+# The one that reads tokenizer.json as it is, and that readers on devices take for BPE.
+_PLAIN = "PreTrainedTokenizerFast"
 _ROLES = ("pad", "cls", "sep", "mask", "unk", "bos", "eos")
 # Settings that say where or how the checkpoint was loaded, not how it tokenizes.
 _NOT_CARRIED = (
@@ -34,7 +45,6 @@ _NOT_CARRIED = (
     "vocab_file",
     "merges_file",
 )
-_SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "tokenizer.model", "spm.model")
 
 
 def tokenizer_inputs(source: Source, takes: set[str]) -> tuple[str, ...]:
@@ -59,14 +69,26 @@ def carry_tokenizer(source: Source, root: Path, inputs: tuple[str, ...], max_len
     kind = _kind(data)
     (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     name = type(tokenizer).__name__.removesuffix("Fast")
-    concrete = _CLASS_BY_KIND[kind] if name in _GENERIC else name
+    concrete = _concrete(kind, data) if name in _GENERIC else name
     (folder / "tokenizer_config.json").write_text(
         canonical_json(_config(source, concrete, max_length, inputs)), encoding="utf-8"
     )
-    _write_vocabulary(source, folder, data["model"], kind)
+    _write_vocabulary(source, folder, data, kind)
+    _write_chat_templates(folder, tokenizer.chat_template)
     special = {role: getattr(tokenizer, f"{role}_token") for role in _ROLES}
     special = {role: str(token) for role, token in special.items() if token is not None}
     pad = tokenizer.pad_token_id or 0
+    spec = specification(
+        data,
+        inputs=inputs,
+        max_length=max_length,
+        sides=(tokenizer.truncation_side, tokenizer.padding_side),
+        pad={"id": pad, "type_id": tokenizer.pad_token_type_id, "multiple_of": None},
+        cleanup=bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
+    )
+    (folder / SPEC_NAME).write_text(
+        json.dumps(spec, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8"
+    )
     padding = {"input_ids": pad, "attention_mask": 0, "token_type_ids": tokenizer.pad_token_type_id}
     return TokenizerSpec(
         path=FOLDER,
@@ -111,6 +133,17 @@ def _config(source: Source, concrete: str, max_length: int, inputs: tuple[str, .
         clean_up_tokenization_spaces=bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
     )
     config.update(_bert_settings(tokenizer))
+    config["added_tokens_decoder"] = {
+        str(i): {
+            "content": token.content,
+            "lstrip": token.lstrip,
+            "normalized": token.normalized,
+            "rstrip": token.rstrip,
+            "single_word": token.single_word,
+            "special": token.special,
+        }
+        for i, token in sorted(tokenizer.added_tokens_decoder.items())
+    }
     for role in _ROLES:
         token = getattr(tokenizer, f"{role}_token")
         if token is not None:
@@ -129,22 +162,113 @@ def _bert_settings(tokenizer: Any) -> dict[str, Any]:
     return found
 
 
-def _write_vocabulary(source: Source, folder: Path, model: dict[str, Any], kind: str) -> None:
-    """The files that readers from before `tokenizer.json` ask for."""
+def _concrete(kind: str, data: dict[str, Any]) -> str:
+    """The class that rebuilds this tokenizer from its vocabulary, special tokens around text included."""
+    single = [
+        "special" if "special" in piece else "text" for piece in post_processor(data.get("post_processor"))["single"]
+    ]
+    if kind == "wordpiece":
+        return "BertTokenizer" if single == ["special", "text", "special"] else _PLAIN
+    if kind == "unigram":
+        return "T5Tokenizer" if single == ["text", "special"] else "XLMRobertaTokenizer"
+    if kind == "byte-level-bpe":
+        return "GPT2Tokenizer" if single == ["text"] and data["normalizer"] is None else _PLAIN
+    if kind == "bpe" and data["model"].get("byte_fallback"):
+        return "LlamaTokenizer"
+    return _PLAIN
+
+
+def _write_vocabulary(source: Source, folder: Path, data: dict[str, Any], kind: str) -> None:
+    """The files that readers from before `tokenizer.json` ask for, and ExecuTorch's variant."""
     if kind in ("wordpiece", "wordlevel"):
-        ids = source.tokenizer.get_vocab()  # with the tokens that were added to it
-        tokens = sorted(ids, key=ids.__getitem__)
-        counted = [ids[token] for token in tokens] == list(range(len(tokens)))  # the line number is the id
-        if counted and not any(end in token for token in tokens for end in "\n\r\u0085\u2028\u2029"):
-            (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
-    elif kind == "byte-level-bpe":
-        vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
-        (folder / "vocab.json").write_text(vocabulary + "\n", encoding="utf-8")
-        pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{pair}\n" for pair in pairs), encoding="utf-8")
-    for name in _SENTENCEPIECE:
+        write_vocab_txt(folder, source.tokenizer.get_vocab())  # with the tokens that were added to it
+    elif kind == "byte-level-bpe" or data["model"].get("end_of_word_suffix"):
+        write_vocab_json(folder, data["model"], header=source.slow_tokenizer is None)
+    write_executorch(folder, data)
+    for name in SENTENCEPIECE:
         if (source.folder / name).is_file():
             (folder / name).write_bytes((source.folder / name).read_bytes())
+    if kind in ("unigram", "bpe") and not any(folder.glob("*.model")):
+        write_sentencepiece(folder, data, SENTENCES)
+
+
+def _write_chat_templates(folder: Path, templates: str | dict[str, str] | None) -> None:
+    """Where transformers puts them: the usual one beside the vocabulary, others in a folder."""
+    named = {"default": templates} if isinstance(templates, str) else templates or {}
+    for name, template in named.items():
+        path = (
+            folder / "chat_template.jinja"
+            if name == "default"
+            else folder / "additional_chat_templates" / f"{name}.jinja"
+        )
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(template, encoding="utf-8")
+
+
+def prove_tokenizer(source: Source, folder: Path, spec: TokenizerSpec) -> None:
+    """Write the golden vectors of a tokenizer folder, and which readers give them.
+
+    Raises:
+        UnsupportedError: the folder, read without transformers, does not give what transformers gives.
+    """
+    with quiet_transformers():
+        cases = tokenizer_cases(source.tokenizer, source.slow_tokenizer)
+        bare = {case.text: source.tokenizer(case.text, add_special_tokens=False)["input_ids"] for case in cases}
+    for case in cases:
+        _check_case(source, folder, spec, case)
+    write_tokenizer_golden(folder / GOLDEN_TOKENS_NAME, cases)
+    table = {"vectors": GOLDEN_TOKENS_NAME, "readers": compatibility(folder, cases, bare)}
+    (folder / COMPATIBILITY_NAME).write_text(canonical_json(table), encoding="utf-8")
+
+
+def _check_case(source: Source, folder: Path, spec: TokenizerSpec, case: TokenizerCase) -> None:
+    """Hold the runtime's own tokenizer to a golden vector."""
+    truncation = case.truncation or {}
+    sides = dataclasses.replace(
+        spec,
+        inputs=("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask"),
+        input_pad={**spec.input_pad, "token_type_ids": source.tokenizer.pad_token_type_id, "special_tokens_mask": 1},
+        truncation_side=truncation.get("side", spec.truncation_side),
+        padding_side=(case.padding or {}).get("side", spec.padding_side),
+    )
+    reader = _reader(folder, sides)
+    found = reader(
+        case.text,
+        case.text_pair,
+        truncation=truncation.get("strategy"),
+        max_length=truncation.get("max_length"),
+        add_special_tokens=case.add_special_tokens,
+        length=case.padding["length"] if case.padding else None,
+    )
+    decoded = (reader.decode(case.ids), reader.decode(case.ids, skip_special_tokens=True))
+    for what, ours, expected in (
+        ("the ids", found.inputs["input_ids"][0].tolist(), case.ids),
+        ("the mask", found.inputs["attention_mask"][0].tolist(), case.attention_mask),
+        ("the type ids", found.inputs["token_type_ids"][0].tolist(), case.type_ids),
+        ("the special tokens", found.inputs["special_tokens_mask"][0].tolist(), case.special_tokens_mask),
+        ("the offsets", found.offsets[0].tolist(), case.offsets),
+        ("the text", decoded, (case.decoded, case.decoded_without_special)),
+    ):
+        if ours != expected:
+            raise UnsupportedError(
+                f"The tokenizer of {source.id} cannot be carried: {type(source.tokenizer).__name__} does in Python "
+                f"what its tokenizer.json does not. For {case.text[:40]!r} ({case.name}) transformers gives {what} "
+                f"{expected[:12]}, the file {ours[:12]}. "
+                "Remedy: save the tokenizer again with transformers, or convert it to a fast tokenizer."
+            )
+
+
+@functools.lru_cache(maxsize=1)
+def _backend(path: Path, changed: int) -> Backend:
+    return Backend.from_file(str(path))
+
+
+def _reader(folder: Path, spec: TokenizerSpec) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    return Tokenizer(
+        _backend(path, path.stat().st_mtime_ns), spec, clean_up=bool(config["clean_up_tokenization_spaces"])
+    )
 
 
 def check_tokenizer(source: Source, folder: Path, texts: tuple[str, ...]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from .backends import get_backend
 from .bundle import Bundle
+from .errors import DamagedError
 from .manifest import Artifact, TensorSpec
 
 
@@ -13,7 +15,8 @@ def inspect_bundle(bundle: Bundle) -> dict[str, Any]:
     """The content of a bundle as plain values.
 
     Returns:
-        The manifest's source, task, license and identity; `size` in bytes; `tokenizer`; and for each of `artifacts` its
+        The manifest's source, task, license and identity; `size` in bytes; `tokenizer` and the `readers` that
+        were tried on it; and for each of `artifacts` its
         size, precision, oldest systems, inputs and outputs as text, and its `contents` (see `Contents`).
 
     Raises:
@@ -27,11 +30,24 @@ def inspect_bundle(bundle: Bundle) -> dict[str, Any]:
         "producer": manifest.producer,
         "size": sum(file.size for file in manifest.files),
         "tokenizer": manifest.to_json()["tokenizer"],
+        "readers": _readers(bundle),
         "preprocess": manifest.preprocess,
         "postprocess": manifest.postprocess,
         "parity": manifest.parity,
         "artifacts": [_artifact(bundle, artifact) for artifact in manifest.artifacts],
     }
+
+
+def _readers(bundle: Bundle) -> list[dict[str, Any]]:
+    """Which tokenizer readers gave the golden vectors at export; none for bundles without text or made before."""
+    spec = bundle.manifest.tokenizer
+    path = bundle.root / spec.path / "compatibility.json" if spec is not None else None
+    if path is None or not path.is_file():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["readers"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} is not a table of readers: {error!r}. Export the bundle again.") from error
 
 
 def artifact_size(bundle: Bundle, artifact: Artifact) -> int:

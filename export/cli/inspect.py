@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if found["tokenizer"]:
         spec = found["tokenizer"]
         console.say(f"tokenizer {spec['tokenizer_class']} ({spec['kind']}), up to {spec['max_length']} tokens")
+    for reader in found["readers"]:
+        console.say(f"  {_reader(reader)}")
     console.say()
     console.table(
         ("artifact", "size", "precision", "oldest system", "operations", "delegated"),
@@ -65,6 +67,16 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 f"  parity at export: {status['status']}, cosine {status['cosine']}, executed by {status['engine']}"
             )
     return 0
+
+
+def _reader(reader: dict[str, Any]) -> str:
+    """One line of the compatibility table."""
+    line = f"{reader['reader']} {reader['version'] or ''}".rstrip() + f": {reader['result']}"
+    if reader["vectors"]:
+        line += f", {reader['passed']} of {reader['vectors']} vectors"
+    if reader["special_tokens"] is False:
+        line += ", without special tokens"
+    return f"{line} ({reader['why']})" if reader["why"] else line
 
 
 def _count(entry: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""XLM's and FlauBERT's tokenizers, which are Python code (Moses, then BPE), as a `tokenizers` pipeline with the same ids.
+"""XLM's and FlauBERT's tokenizers, Python code (Moses, then BPE), as a `tokenizers` pipeline with the same ids.
 
 Moses is a list of substitutions over the whole text that ends in a split at spaces. The normaliser here is that list,
 with the sets of characters that sacremoses and this Python use. `tokenizers` replaces a match by a constant, so
@@ -47,7 +47,7 @@ def moses_backend(slow: PreTrainedTokenizerBase) -> Tokenizer:
     language = LANGUAGES[type(slow).__name__]
     steps = _replace("string", [(_MARK, _OTHER)])
     if language == "fr":
-        steps += _replace("string", [("``", '"'), ("''", '"')]) + [normalizers.NFC()]
+        steps += [*_replace("string", [("``", '"'), ("''", '"')]), normalizers.NFC()]
         steps += _lower() if slow.do_lowercase else []
     steps += _unicode_punctuation() + _normalize_punctuation(language)
     steps += _remove(lambda c: unicodedata.category(c).startswith("C"))

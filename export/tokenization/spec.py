@@ -54,7 +54,7 @@ def specification(
         UnsupportedError: a step has no faithful form; names it and what to do.
     """
     context = _Context()
-    post = _post_processor(data.get("post_processor"))
+    post = post_processor(data.get("post_processor"))
     vocabulary, model = _model(data["model"])
     return {
         "format": "palmtop-tokenizer",
@@ -62,9 +62,7 @@ def specification(
         "model": model,
         "vocabulary": vocabulary,
         "added_tokens": [_added(token) for token in sorted(data["added_tokens"], key=lambda token: token["id"])],
-        "normalizer": [
-            step for entry in _flat(data.get("normalizer"), "normalizers") for step in _normalizer(entry, context)
-        ],
+        "normalizer": normalizer_steps(data, context),
         "pre_tokenizer": [
             step
             for entry in _flat(data.get("pre_tokenizer"), "pretokenizers")
@@ -164,6 +162,12 @@ def _by_id(vocab: dict[str, int]) -> list[str | None]:
 
 
 # --- normalisation --------------------------------------------------------------------------------------------------
+
+
+def normalizer_steps(data: Json, context: _Context | None = None) -> list[Json]:
+    """The normaliser of a `tokenizer.json` as simple steps."""
+    context = context or _Context()
+    return [step for entry in _flat(data.get("normalizer"), "normalizers") for step in _normalizer(entry, context)]
 
 
 def _normalizer(entry: Json, context: _Context) -> list[Json]:
@@ -268,7 +272,8 @@ def _special(token: Json) -> Json:
     return {"special": token["id"], "type_id": token["type_id"]}
 
 
-def _post_processor(entry: Json | None) -> Json:
+def post_processor(entry: Json | None) -> Json:
+    """Templates of special tokens, and what happens to offsets."""
     found: Json = {
         "trim_offsets": False,
         "trim_keeps_prefix_space": False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from .vocab import CORPUS
@@ -144,7 +145,7 @@ def moses_vocabulary(folder: Path, merges: int = 300, lower: bool = False) -> tu
     """Write `vocab.json` and `merges.txt` with pieces learnt from the sentences; ties fall alphabetically."""
     sentences = [*FRENCH, *ENGLISH, *CORPUS]
     counts = Counter(word for s in sentences for word in (s.lower() if lower else s).split())
-    words = {tuple(word[:-1]) + (word[-1] + "</w>",): count for word, count in counts.items()}
+    words = {(*word[:-1], f"{word[-1]}</w>"): count for word, count in counts.items()}
     # Every character of the texts has its own tokens: what differs cannot hide behind the unknown one.
     letters = sorted({c for text in (*counts, *_PARTS) for c in text + text.lower() if not c.isspace()})
     vocabulary = [*SPECIALS, *letters, *(f"{letter}</w>" for letter in letters)]
@@ -152,7 +153,7 @@ def moses_vocabulary(folder: Path, merges: int = 300, lower: bool = False) -> tu
     for _ in range(merges):
         found: Counter = Counter()
         for word, count in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(word):
                 found[pair] += count
         if not found:
             break

@@ -53,7 +53,7 @@ class SpecTokenizer:
             self.unk_score = min(self.model["scores"]) - 10
         elif self.model["type"] not in ("wordpiece", "wordlevel"):
             raise Unreadable(f"model {self.model['type']}")
-        self._pieces(cells_of("a b"))  # unknown steps are found now, not with the user's first text
+        self._pieces(self._normalize(cells_of("a b")))  # unknown steps are found now, not with the user's first text
         self.decode([])
 
     # --- the way in -------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ class SpecTokenizer:
         post = self.spec["post_processor"]
         template = post["single" if pair is None else "pair"]
         if not special:
-            template = [{"sequence": "A", "type_id": 0}, {"sequence": "B", "type_id": 1}][: len(parts)]
+            template = [piece for piece in template if "sequence" in piece]
         if truncation is not None:
             parts = cut(parts, truncation, sum("special" in piece for piece in template))
         if post["trim_offsets"]:
@@ -72,15 +72,15 @@ class SpecTokenizer:
         rows = []
         for piece in template:
             if "special" in piece:
-                rows.append((piece["special"], 1, piece["type_id"], 1, (0, 0)))
+                rows.append((piece["special"], 1, piece["type_id"], 1, (0, 0), None))
             else:
-                part = parts["AB".index(piece["sequence"])]
-                rows += [(i, 1, piece["type_id"], 0, offsets) for i, offsets in part]
+                which = "AB".index(piece["sequence"])
+                rows += [(i, 1, piece["type_id"], 0, offsets, which) for i, offsets in parts[which]]
         if padding is not None:
             pad = self.spec["padding"]
-            missing = [(pad["id"], 0, pad["type_id"], 1, (0, 0))] * (padding["length"] - len(rows))
+            missing = [(pad["id"], 0, pad["type_id"], 1, (0, 0), None)] * (padding["length"] - len(rows))
             rows = missing + rows if padding["side"] == "left" else rows + missing
-        names = ("ids", "attention_mask", "type_ids", "special_tokens_mask", "offsets")
+        names = ("ids", "attention_mask", "type_ids", "special_tokens_mask", "offsets", "sequences")
         return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
     def _tokens(self, text: str) -> list[tuple[int, tuple[int, int]]]:
