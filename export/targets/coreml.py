@@ -30,6 +30,7 @@ from . import Options, Target, UnsupportedOperation
 from .coreml_compat import compatible, convertible
 from .coreml_errors import explained, preflight
 from .coreml_graph import lowered_graph, specialize
+from .coreml_schemes import check_system, oldest_ios
 
 if importlib.util.find_spec("coremltools") is None:  # imported when it is used: that takes seconds
     raise ImportError("No module named 'coremltools'")
@@ -62,11 +63,14 @@ def plan(captured: Captured, options: Options) -> Artifact:
             raise RequestError(f"--lengths: with one row at a time the model takes only {dim}.")
     inputs = tuple(map(_signature, narrowed.inputs))
     ios = _oldest_ios(narrowed, inputs)
+    quantization: dict = {"keep_fp32": sorted(options.keep_fp32)} if options.keep_fp32 else {}
+    if narrowed.quantized:
+        quantization["compute"] = "fp16"
     return Artifact(
         target="coreml",
         path=PATH,
         precision=options.precision,
-        quantization={"keep_fp32": sorted(options.keep_fp32)} if options.keep_fp32 else None,
+        quantization=quantization or None,
         inputs=inputs,
         outputs=tuple(map(_signature, narrowed.outputs)),
         minimum_os={"ios": f"{ios}.0", "macos": _MACOS[ios]},
@@ -109,9 +113,10 @@ def lower(
         from .coreml_convert import convert
         from .coreml_package import MODULES_KEY, pack_modules, weights_folder, write_package
 
+        check_system(captured.quantized, artifact.minimum_os["ios"].split(".")[0])
         program = lowered_graph(specialize(captured, artifact).program, convertible)
         try:
-            converted = convert(program, artifact, weights_folder(path))
+            converted = convert(program, artifact, weights_folder(path), captured.quantized)
         except (PalmtopError, OSError, MemoryError):
             raise
         except Exception as error:  # coremltools raises whatever Python raises
@@ -170,7 +175,8 @@ def _oldest_ios(captured: Captured, inputs: tuple[TensorSpec, ...]) -> str:
     enumerated = sum(any(dim.values is not None for dim in spec.dims) for spec in inputs)
     has_attention = any(node.target is attention for node in captured.program.graph.nodes)
     has_state = bool(captured.program.graph_signature.buffers_to_mutate)
-    return "18" if has_attention or has_state or enumerated > 1 else "16"
+    weights = oldest_ios(captured.quantized)
+    return "18" if has_attention or has_state or enumerated > 1 else str(weights)
 
 
 TARGET = Target(name="coreml", plan=plan, unsupported=unsupported, lower=lower)

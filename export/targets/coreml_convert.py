@@ -6,7 +6,7 @@ whole program after each of its 110 passes, formatting it for a debug log nobody
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from coremltools.converters.mil.mil.scope import ScopeSource
 from torch.export import ExportedProgram
 
+from ...quantize.weights import QuantizedWeight
 from ...runtime.manifest import Artifact, Dim
 from .coreml_graph import modules_by_handle
 from .coreml_precision import fp32_operations
+from .coreml_quantize import Weights, fp32_readers, round_inputs, skipped_passes, store_integers
 
 _FP16_PASSES = {"common::add_fp16_cast", "common::add_int16_cast"}
 _OPSETS = {"15": ct.target.iOS15, "16": ct.target.iOS16, "17": ct.target.iOS17, "18": ct.target.iOS18}
@@ -39,16 +41,22 @@ class Converted:
     modules: dict[str, str]
 
 
-def convert(program: ExportedProgram, artifact: Artifact, weights: Path) -> Converted:
+def convert(
+    program: ExportedProgram, artifact: Artifact, weights: Path, quantized: Mapping[str, QuantizedWeight] | None = None
+) -> Converted:
     """Convert a program that `coreml_graph.lowered_graph` made.
 
     Args:
-        artifact: as planned; its `quantization` may name modules that stay fp32 in an fp16 artifact (`keep_fp32`).
+        artifact: as planned; its `quantization` may name modules that stay fp32 in an fp16 artifact (`keep_fp32`), have
+            everything computed in fp32 (`compute`), and give the ranges of static activations (`input_ranges`).
         weights: folder that the weight file is written to.
+        quantized: integers of the program's weights, by parameter.
     """
+    options = artifact.quantization or {}
+    integers = Weights(quantized or {})
     opset = _OPSETS[artifact.minimum_os["ios"].split(".")[0]]
     modules = modules_by_handle(program.graph)
-    keep_fp32 = tuple((artifact.quantization or {}).get("keep_fp32", ()))
+    keep_fp32 = tuple(options.get("keep_fp32", ()))
     mil = to_mil(
         program,
         inputs=_input_types(artifact),
@@ -57,7 +65,15 @@ def convert(program: ExportedProgram, artifact: Artifact, weights: Path) -> Conv
         use_default_fp16_io=False,
         states=None,
     )
-    _run_passes(mil, _passes(artifact.precision), lambda: fp32_operations(mil, keep_fp32, _modules(mil, modules)))
+    _run_passes(
+        mil,
+        _passes(computes_half(artifact), skipped_passes(integers.quantized)),
+        lambda: fp32_operations(mil, keep_fp32, _modules(mil, modules)) | fp32_readers(mil, integers),
+    )
+    stored = store_integers(mil, integers)
+    round_inputs(mil, integers, stored, options.get("input_ranges", {}))
+    mil.validate(check_essential_scope=True)
+    mil._check_early_error_out_for_invalid_program()
     spec = to_spec(
         mil,
         str(weights),
@@ -113,12 +129,17 @@ def _default_size(dim: Dim) -> int:
     return largest if dim.values is not None else min(max(dim.min or 1, 128), largest)
 
 
-def _passes(precision: str) -> list[str]:
+def computes_half(artifact: Artifact) -> bool:
+    """Whether an artifact computes in fp16: those with integer weights do, unless told otherwise."""
+    return artifact.precision != "fp32" and (artifact.quantization or {}).get("compute", "fp16") == "fp16"
+
+
+def _passes(half: bool, skipped: set[str]) -> list[str]:
     main = PassPipeline()
-    if precision != "fp16":
+    if not half:
         main.remove_passes(_FP16_PASSES)
     frontend, backend = mil_converter._construct_other_pipelines(main, "pytorch", "mlprogram")
-    return [*frontend.passes, *main.passes, *backend.passes]
+    return [name for name in [*frontend.passes, *main.passes, *backend.passes] if name not in skipped]
 
 
 def _run_passes(program: Program, passes: list[str], fp32: Callable[[], set[str]]) -> None:
@@ -129,8 +150,6 @@ def _run_passes(program: Program, passes: list[str], fp32: Callable[[], set[str]
             kept = fp32()
             graph_pass.op_selector = lambda operation, kept=kept: operation.name not in kept
         graph_pass(program)
-    program.validate(check_essential_scope=True)
-    program._check_early_error_out_for_invalid_program()
 
 
 def handle_of(operation: Operation) -> int:
