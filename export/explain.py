@@ -67,12 +67,13 @@ def explain(
     expected, outputs = module_values(reference, case.feeds)
     wide, wide_outputs = module_values(reference, case.feeds, reference.other_model(case.feeds))
     inside = _Inside(expected)
-    trace = get_backend(artifact.target).trace
+    backend = get_backend(artifact.target)
+    trace = backend.trace
     actual = session.run(case.feeds)
     if trace is not None and session.path is not None:
         feeds = {spec.name: np.ascontiguousarray(case.feeds[spec.name], spec.dtype) for spec in artifact.inputs}
         trace(session.path, artifact, feeds, inside.visit)
-        how = f"values inside the very file, executed by {session.engine}"
+        how = f"values inside the very file, executed by {backend.inner_engine or session.engine}"
     else:
         again = _lowered_again(subject(), artifact, case.feeds, inside)
         how = f"lowered again, as it was planned, with every module's result as an output; executed by {session.engine}"

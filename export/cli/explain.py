@@ -44,7 +44,8 @@ def explain_alone(bundle: Bundle) -> Explain:
 
     def explain(session: Session, case: Case) -> Explanation:
         artifact = session.artifact
-        rounding = get_backend(artifact.target).rounding
+        backend = get_backend(artifact.target)
+        rounding = backend.rounding
         assert rounding is not None  # as `alone` chose
         assert session.path is not None
         bounds = [bound_for(artifact.precision, noise[spec.name]) for spec in artifact.outputs if spec.name in noise]
@@ -55,7 +56,8 @@ def explain_alone(bundle: Bundle) -> Explain:
             artifact.path,
             case.name,
             "its own arithmetic in fp32",
-            f"the same file executed with and without rounding by {session.engine}; not compared with the model itself",
+            "the same file executed with and without rounding by "
+            f"{backend.inner_engine or session.engine}; not compared with the model itself",
             layers,
             first,
         )

@@ -71,6 +71,7 @@ class Backend:
     its own run without rounding, and the one where they part ways.
     `trace(path, artifact, feeds, visit)`, where there is one: runs the artifact and calls `visit` with every value
     in it, in order.
+    `inner_engine`: what executes those three, where it is not what executes the artifact.
     """
 
     target: str
@@ -80,6 +81,7 @@ class Backend:
     diagnose: Callable[[Path, Artifact, dict[str, np.ndarray], Bound], Cause | None] | None = None
     rounding: Callable[[Path, Artifact, dict[str, np.ndarray], Bound], Rounding] | None = None
     trace: Callable[[Path, Artifact, dict[str, np.ndarray], Visit], None] | None = None
+    inner_engine: str | None = None
 
 
 # Target name -> module here that has its `BACKEND`, in the order in which `load` prefers them.

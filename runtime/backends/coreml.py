@@ -170,4 +170,5 @@ BACKEND = Backend(
     diagnose=diagnose,
     rounding=rounding,
     trace=trace,
+    inner_engine=INTERPRETER,
 )

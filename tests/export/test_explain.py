@@ -88,9 +88,8 @@ def test_the_table_shows_the_module_and_where_they_part(palmtop, bundle, checkpo
     assert ran.out == ""
 
 
-@pytest.fixture
-def altered_lowering(monkeypatch):
-    """An ExecuTorch lowering that gets one weight wrong, as a faulty pass would."""
+def alter_lowering(patch: pytest.MonkeyPatch) -> None:
+    """Have the ExecuTorch lowering get one weight wrong, as a faulty pass would."""
     faithful = executorch_lowering.rewrite
 
     def rewrite(program):
@@ -100,18 +99,21 @@ def altered_lowering(monkeypatch):
         program._state_dict = {**program.state_dict, name: torch.nn.Parameter(changed, requires_grad=False)}
         faithful(program)
 
-    monkeypatch.setattr(executorch_lowering, "rewrite", rewrite)
+    patch.setattr(executorch_lowering, "rewrite", rewrite)
 
 
-@pytest.fixture
-def wrong_pte(altered_lowering, checkpoint, tmp_path, monkeypatch) -> Path:
+@pytest.fixture(scope="module")
+def wrong_pte(checkpoint, tmp_path_factory) -> Path:
     """A bundle whose `.pte` was lowered so, its export told to look away."""
-    with monkeypatch.context() as inside:
-        inside.setattr(build, "_refuse_failures", lambda report, told=(): None)
-        return export_checkpoint(checkpoint(), tmp_path / "wrong.bundle", to=["executorch"]).path
+    with pytest.MonkeyPatch.context() as patch:
+        alter_lowering(patch)
+        patch.setattr(build, "_refuse_failures", lambda *arguments: None)
+        destination = tmp_path_factory.mktemp("wrong") / "wrong.bundle"
+        return export_checkpoint(checkpoint(), destination, to=["executorch"]).path
 
 
-def test_a_lowering_that_alters_a_weight_is_found_in_its_module(palmtop, wrong_pte, checkpoint):
+def test_a_lowering_that_alters_a_weight_is_found_in_its_module(palmtop, wrong_pte, checkpoint, monkeypatch):
+    alter_lowering(monkeypatch)
     ran = palmtop("verify", wrong_pte, "--reference", checkpoint(), "--explain", "--json")
     assert ran.code == 1
     (explanation,) = ran.json["explanations"]
@@ -120,10 +122,7 @@ def test_a_lowering_that_alters_a_weight_is_found_in_its_module(palmtop, wrong_p
     assert "another model" not in explanation["how"]
 
 
-def test_a_file_that_is_not_what_lowering_gives_is_said_to_be_another_model(
-    palmtop, wrong_pte, checkpoint, monkeypatch
-):
-    monkeypatch.undo()  # lowering is faithful again, the file is not
+def test_a_file_that_is_not_what_lowering_gives_is_said_to_be_another_model(palmtop, wrong_pte, checkpoint):
     ran = palmtop("verify", wrong_pte, "--reference", checkpoint(), "--explain", "--json")
     (explanation,) = ran.json["explanations"]
     assert "the file is another model" in explanation["how"]
@@ -153,7 +152,7 @@ def loud_bundle(tmp_path_factory) -> Path:
     """fp16 artifacts of a module, one of which overflows, its export told to look away."""
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_refuse_failures", lambda report, told=(): None)
+        patch.setattr(build, "_refuse_failures", lambda *arguments: None)
         return export_module(
             LoudChannel(),
             {"x": torch.randn(1, 5, 16)},

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from palmtop.export import build, export_module
+from palmtop.export import build, export_module, work
 from palmtop.export.fallback import fewest_kept
 from palmtop.export.stamp import restamp
 from palmtop.export.suspects import Suspect
@@ -157,7 +157,7 @@ def test_without_fallback_the_export_fails_and_names_operation_module_and_remedy
 
 
 def test_what_the_fallback_cannot_mend_is_refused_with_what_was_tried(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_verify", lambda *arguments: report(False))
+    monkeypatch.setattr(work.Work, "verify", lambda *arguments, **more: report(False))
     with pytest.raises(ParityError) as raised:
         export_module(
             LoudMiddle(), {"x": torch.randn(1, 5, 16)}, tmp_path / "net.bundle", to=["coreml"], quantize="fp16"
@@ -169,7 +169,7 @@ def test_what_the_fallback_cannot_mend_is_refused_with_what_was_tried(tmp_path, 
 
 def test_verify_names_the_operation_that_overflows_without_torch(palmtop, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(build, "_refuse_failures", lambda report, told=(): None)
+    monkeypatch.setattr(build, "_refuse_failures", lambda *arguments: None)
     export_module(
         LoudChannel(),
         {"x": torch.randn(1, 5, 16)},
