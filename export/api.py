@@ -7,15 +7,20 @@ from pathlib import Path
 
 import torch
 
+from ..quantize.scheme import PRESETS, Plan
 from ..runtime.errors import RequestError
 from ..runtime.manifest import Dim
-from .build import Progress, Result, build, check_destination, timed
+from .build import Result, build, check_destination
+from .compress import Request
 from .module_subject import module_subject
 from .source import open_source
 from .subject import checkpoint_subject
 from .targets import TARGETS, Options
+from .work import Progress, timed
 
+# What `--quantize` takes without a plan, and the arithmetic of what is not quantized.
 PRECISIONS = {"none": "fp32", "fp16": "fp16"}
+QUANTIZATIONS = (*PRECISIONS, *PRESETS, "auto")
 
 
 def export_checkpoint(
@@ -30,6 +35,13 @@ def export_checkpoint(
     dynamic: bool = True,
     keep_fp32: Sequence[str] = (),
     fallback: bool = True,
+    min_agreement: float | None = None,
+    metric: str = "cosine",
+    data: str | Path | None = None,
+    calibration: str | Path | None = None,
+    plan: str | Path | Plan | None = None,
+    prefer: str = "size",
+    keep_best: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
     force: bool = False,
@@ -42,12 +54,20 @@ def export_checkpoint(
         destination: the bundle to make.
         task: a Hugging Face pipeline name; None infers it from the checkpoint.
         to: targets, of `onnx`, `coreml`, `executorch`.
-        quantize: `none` (fp32) or `fp16`.
+        quantize: `none` (fp32), `fp16`, `int8`, `int4`, or `auto`: the smallest plan that keeps `min_agreement`.
         max_length: longest input in tokens, special ones included.
         lengths: the only sequence lengths that artifacts shall take (one: fixed).
         dynamic: False makes every axis constant.
         keep_fp32: paths of modules whose arithmetic stays fp32 in fp16 artifacts.
-        fallback: where parity would fail, keep more modules in fp32, as few as will do (a search; see the notes).
+        fallback: where fp16 would fail parity, keep more modules in fp32, and where int8 or int4 would, give weights
+            more bits, as few as will do (a search; see the notes).
+        min_agreement: what each quantized artifact must keep, 0..1; None: 0.995 for int8, 0.98 for int4, 0.99 for auto.
+        metric: of the agreement: `cosine` (mean cosine of output rows), `top1` (equal decisions) or `accuracy` (share
+            of the reference's score on `data`, a file of labelled examples).
+        calibration: a file of texts like those of your users; None: palmtop's own, in 30 languages.
+        plan: a quantization plan (see `palmtop.quantize.scheme.Plan`) or its file, in place of `quantize`.
+        prefer: of plans that hold, the smallest (`size`) or the fastest (`speed`), for auto.
+        keep_best: write the bundle that agrees best when none agrees enough.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the checkpoint.
         force: replace an existing bundle.
@@ -56,7 +76,8 @@ def export_checkpoint(
     Raises:
         ParityError, RequestError, DamagedError, UnsupportedError: see `palmtop.runtime.errors`.
     """
-    options = _options(quantize, lengths, max_length, dynamic, keep_fp32)
+    quantization = _quantization(quantize, plan, min_agreement, metric, data, calibration, prefer, fallback, keep_best)
+    options = _options(quantize if quantization is None else "none", lengths, max_length, dynamic, keep_fp32)
     check_destination(Path(destination), force)
     seconds: dict[str, float] = {}
     with timed(seconds, "load"):
@@ -68,6 +89,7 @@ def export_checkpoint(
         targets=_targets(to),
         options=options,
         fallback=fallback,
+        quantization=quantization,
         force=force,
         progress=progress,
         seconds=seconds,
@@ -87,6 +109,11 @@ def export_module(
     quantize: str = "none",
     keep_fp32: Sequence[str] = (),
     fallback: bool = True,
+    min_agreement: float | None = None,
+    metric: str = "cosine",
+    plan: str | Path | Plan | None = None,
+    prefer: str = "size",
+    keep_best: bool = False,
     license: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -106,7 +133,8 @@ def export_module(
     Raises:
         ParityError, RequestError, UnsupportedError: see `palmtop.runtime.errors`.
     """
-    options = _options(quantize, None, None, True, keep_fp32)
+    quantization = _quantization(quantize, plan, min_agreement, metric, None, None, prefer, fallback, keep_best)
+    options = _options(quantize if quantization is None else "none", None, None, True, keep_fp32)
     check_destination(Path(destination), force)
     subject = module_subject(
         module,
@@ -123,6 +151,7 @@ def export_module(
         targets=_targets(to),
         options=options,
         fallback=fallback,
+        quantization=quantization,
         force=force,
         progress=progress,
     )
@@ -135,11 +164,42 @@ def _targets(to: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(to))
 
 
+def _quantization(
+    quantize: str,
+    plan: str | Path | Plan | None,
+    min_agreement: float | None,
+    metric: str,
+    data: str | Path | None,
+    calibration: str | Path | None,
+    prefer: str,
+    fallback: bool,
+    keep_best: bool,
+) -> Request | None:
+    if plan is not None and quantize not in ("none", "plan"):
+        raise RequestError(f"A plan takes the place of --quantize {quantize}: give one of the two.")
+    kind = "plan" if plan is not None else quantize
+    if kind not in (*QUANTIZATIONS, "plan"):
+        raise RequestError(f"Unknown quantization '{quantize}'. Known: {', '.join(QUANTIZATIONS)}.")
+    if kind in PRECISIONS:
+        if min_agreement is not None or metric != "cosine" or data or calibration or keep_best or prefer != "size":
+            raise RequestError(f"--quantize {kind} is held to parity itself; agreement is for int8, int4 and auto.")
+        return None
+    return Request(
+        kind=kind,
+        plan=plan if isinstance(plan, Plan) or plan is None else Plan.read(plan),
+        min_agreement=min_agreement,
+        metric=metric,
+        data=Path(data) if data is not None else None,
+        prefer=prefer,
+        calibration=Path(calibration) if calibration is not None else None,
+        fallback=fallback,
+        keep_best=keep_best,
+    )
+
+
 def _options(
     quantize: str, lengths: Sequence[int] | None, max_length: int | None, dynamic: bool, keep_fp32: Sequence[str]
 ) -> Options:
-    if quantize not in PRECISIONS:
-        raise RequestError(f"Unknown quantization '{quantize}'. Known: {', '.join(PRECISIONS)}.")
     if lengths and max_length:
         raise RequestError("--lengths and --max-length exclude each other: the largest length is the maximum.")
     if any(length < 1 for length in [*(lengths or []), *([max_length] if max_length is not None else [])]):

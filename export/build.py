@@ -8,31 +8,30 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import CARD_NAME, GOLDEN_NAME, PARITY_NAME, sha256_file
+from ..runtime.bundle import CARD_NAME, GOLDEN_NAME, PARITY_NAME, PLAN_NAME, sha256_file
 from ..runtime.errors import DamagedError, ParityError, RequestError, UnsupportedError
 from ..runtime.golden import write_golden
 from ..runtime.manifest import MANIFEST_NAME, Artifact, File, Manifest, canonical_json
 from ..runtime.parity import Noise
 from ..runtime.session import Session
-from ..runtime.verify import ArtifactReport, Case, Report, verify_artifact
+from ..runtime.verify import ArtifactReport, Case, Report
 from .capture import Captured, Method, capture
 from .card import write_card
+from .compress import Cache, Request, compress
 from .fallback import keep_more
+from .judge import Judge
 from .stamp import restamp
 from .subject import Subject
 from .targets import TARGETS, Options, Target, get_target
+from .work import Progress, Work, artifact_bytes, timed
 
 # A disk with less than this many bytes left is full.
 _LEAST_FREE = 1_000_000
-
-# Called with what happens next and of how many steps it consists; gives what to call after each.
-Progress = Callable[[str, int], Callable[[], None]]
 
 
 @dataclass
@@ -92,20 +91,16 @@ def build(
             tokenizer=tokenizer,
             preprocess=subject.preprocess,
             postprocess=subject.postprocess,
-        )
+        ).with_identity()
         work = Work(root, base, chosen, cases, noise, start, seconds)
         told: tuple[str, ...] = ()
         trials: list[dict[str, Any]] = []
         if quantization is not None:
-            judge = Judge(subject, quantization, golden)
-            outcome = compress(
-                captured,
-                quantization,
-                subject.calibration(quantization.calibration),
-                lambda model, plan: quantized_attempt(work, judge, model, plan, options),
-                start,
-                search_cache(subject, quantization, options, base),
-            )
+            judge = Judge(work, quantization, options, subject.reference, golden)
+            calibration = subject.calibration(quantization.calibration)
+            asked = dataclasses.replace(quantization, plan=None), quantization.plan and quantization.plan.to_json()
+            remembered = Cache.of(base.identity, base.producer, options, asked, calibration)
+            outcome = compress(captured, quantization, calibration, judge.execute, start, remembered)
             manifest, reports, told, trials = work.manifest, outcome.attempt.reports, outcome.told, outcome.rows
             artifacts = list(manifest.artifacts)
             (root / PLAN_NAME).write_text(outcome.plan.dumps(), encoding="utf-8")
@@ -302,7 +297,7 @@ def producer(targets: Sequence[str]) -> dict[str, str]:
 def list_files(root: Path, artifacts: Sequence[Artifact]) -> tuple[File, ...]:
     """Every file in a bundle with its role, size and hash, by path."""
     folders = {artifact.path.split("/")[0] for artifact in artifacts}
-    roles = {GOLDEN_NAME: "golden", PARITY_NAME: "parity", CARD_NAME: "card"}
+    roles = {GOLDEN_NAME: "golden", PARITY_NAME: "parity", CARD_NAME: "card", PLAN_NAME: "plan"}
     found = []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         relative = path.relative_to(root).as_posix()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -64,6 +65,13 @@ def module_subject(
             for case in cases(most=512)[:3]
         ]
 
+    def calibration(path: Path | None) -> list[dict[str, np.ndarray]]:
+        if path is not None:
+            raise RequestError(
+                "A module is calibrated on verify_inputs or variations of the example; it takes no file."
+            )
+        return [_arrays(entry) for entry in (example, *others)]
+
     return Subject(
         info=ModelSource(name, None, _state_sha256(module), type(module).__name__, None, license),
         task="module",
@@ -73,6 +81,7 @@ def module_subject(
         trace=trace_module,
         cases=cases,
         golden=golden,
+        calibration=calibration,
         notes=() if dynamic_axes else ("All axes are constant: name the ones that vary with dynamic_axes.",),
     )
 

@@ -19,13 +19,14 @@ from ..runtime.golden import GoldenCase
 from ..runtime.manifest import Dim, ModelSource, TensorSpec, TokenizerSpec
 from ..runtime.verify import Case
 from . import hf
+from .calibration import text_feeds
 from .capture import Trace
 from .card import ModelCard
 from .reference import Reference, TextInputs, golden_vectors, text_cases
 from .source import Source, quiet_transformers
 from .tasks import output_names, run_task
 from .texts import CHOICES, PROBES, SENTENCES
-from .tokenizer import carry_tokenizer, check_tokenizer, tokenizer_inputs
+from .tokenizer import carry_tokenizer, check_tokenizer, prove_tokenizer, tokenizer_inputs
 
 # Without --max-length: what phones can afford, whatever a model could take (ModernBERT: 8192).
 DEFAULT_MAX_LENGTH = 512
@@ -38,7 +39,8 @@ class Subject:
     """Everything the export needs to know of a model.
 
     `write_tokenizer` writes the tokenizer folder into a bundle and describes it; None for models without text.
-    `notes` are things the user should know.
+    `calibration` gives inputs to quantize with, from a file of the user's or palmtop's own. `notes` are things the user
+    should know.
     """
 
     info: ModelSource
@@ -49,6 +51,7 @@ class Subject:
     trace: Trace
     cases: Callable[[], list[Case]]
     golden: Callable[[], list[GoldenCase]]
+    calibration: Callable[[Path | None], list[dict[str, Any]]]
     write_tokenizer: Callable[[Path], TokenizerSpec] | None = None
     preprocess: dict[str, Any] = field(default_factory=dict)
     postprocess: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +82,7 @@ def checkpoint_subject(source: Source, max_length: int | None, lengths: Sequence
     def write_tokenizer(root: Path) -> TokenizerSpec:
         spec = carry_tokenizer(source, root, names, longest)
         check_tokenizer(source, root / spec.path, SENTENCES)
+        prove_tokenizer(source, root / spec.path, spec)
         return spec
 
     return Subject(
@@ -97,6 +101,7 @@ def checkpoint_subject(source: Source, max_length: int | None, lengths: Sequence
         trace=hf.trace,
         cases=lambda: text_cases(reference, texts),
         golden=lambda: golden_vectors(reference, texts),
+        calibration=lambda path: text_feeds(texts, path),
         write_tokenizer=write_tokenizer,
         preprocess=preprocess_of(source),
         postprocess=source.task.postprocess(source),

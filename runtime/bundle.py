@@ -15,6 +15,7 @@ from .tokenizer import Tokenizer
 
 GOLDEN_NAME = "golden.jsonl"
 PARITY_NAME = "parity.json"
+PLAN_NAME = "plan.json"
 CARD_NAME = "README.md"
 
 

@@ -6,6 +6,7 @@ activations and a small one with tiny outputs are judged alike:
 - `max_error`: the largest absolute difference over the scale;
 - `rms_error`: root mean square of the difference over the scale; the signal-to-noise ratio is -20 log10 of it;
 - `cosine`: the smallest cosine over all cases;
+- `agreement`: the mean cosine of rows (tokens, embeddings, logits: along the last axis), what `--min-agreement` bounds;
 - `nonfinite`: how often the artifact gives NaN or infinity where the reference does not. One is fatal.
 
 An fp32 artifact is held to the noise floor of the model itself: what eager PyTorch's fp32 differs from its own fp64 on
@@ -40,10 +41,11 @@ class Noise:
 
 @dataclass(frozen=True)
 class Bound:
-    """The largest errors at which an output still is the model's."""
+    """The largest errors at which an output still is the model's; of quantized artifacts, the least agreement."""
 
     max_error: float
     rms_error: float
+    agreement: float | None = None
 
 
 # Least bounds: a model may be so shallow that its own noise is below what one different rounding gives.
@@ -52,8 +54,14 @@ _LEAST_NOISE = Noise(max_error=2e-6, rms_error=3e-7)
 _GREATEST = {"fp32": Bound(1e-2, 1e-3), "fp16": Bound(0.5, 5e-2)}
 
 
-def bound_for(precision: str, noise: Noise) -> Bound:
-    """The bound of an output in a precision, from the model's noise floor (see the module's text)."""
+def bound_for(precision: str, noise: Noise, min_agreement: float | None = None) -> Bound:
+    """The bound of an output in a precision, from the model's noise floor (see the module's text).
+
+    Args:
+        min_agreement: what was asked of a quantized artifact, whose integers no noise floor describes; then it is all.
+    """
+    if min_agreement is not None:
+        return Bound(math.inf, math.inf, min_agreement)
     floor = Noise(max(noise.max_error, _LEAST_NOISE.max_error), max(noise.rms_error, _LEAST_NOISE.rms_error))
     factor = NOISE_FACTOR if precision == "fp32" else 4 * FP16_COARSER
     greatest = _GREATEST.get(precision, _GREATEST["fp16"])
@@ -75,6 +83,7 @@ class Measure:
     cosine: float
     nonfinite: int
     worst_case: str
+    agreement: float = 1.0
     bound: Bound | None = None
 
     @property
@@ -88,6 +97,8 @@ class Measure:
             return math.inf
         if self.bound is None or not (self.bound.max_error and self.bound.rms_error):
             return self.max_error
+        if self.bound.agreement is not None:
+            return (1 - self.agreement) / max(1 - self.bound.agreement, 1e-9)
         return max(self.max_error / self.bound.max_error, self.rms_error / self.bound.rms_error)
 
     @property
@@ -96,6 +107,8 @@ class Measure:
             return False
         if self.bound is None:
             return True
+        if self.bound.agreement is not None:
+            return self.agreement >= self.bound.agreement
         return self.max_error <= self.bound.max_error and self.rms_error <= self.bound.rms_error
 
     def describe(self) -> str:
@@ -108,6 +121,11 @@ class Measure:
         if self.cases == 0:
             return f"{self.output}: no case could be compared"
         limit = self.bound or Bound(math.inf, math.inf)
+        if limit.agreement is not None:
+            return (
+                f"{self.output}: agreement {self.agreement:.5f} (asked for {limit.agreement:g}), worst cosine "
+                f"{self.cosine:.5f}, worst in '{self.worst_case}'"
+            )
         return (
             f"{self.output}: max error {self.max_error:.3g} of its scale (allowed {limit.max_error:.3g}), rms "
             f"{self.rms_error:.3g} (allowed {limit.rms_error:.3g}), cosine {self.cosine:.6f}, "
@@ -116,7 +134,11 @@ class Measure:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, three significant digits: enough to judge, and stable between runs."""
-        bound = {key: _rounded(value) for key, value in dataclasses.asdict(self.bound).items()} if self.bound else None
+        bound = (
+            {key: _rounded(value) for key, value in dataclasses.asdict(self.bound).items() if value is not None}
+            if self.bound
+            else None
+        )
         return {
             "output": self.output,
             "cases": self.cases,
@@ -125,6 +147,7 @@ class Measure:
             "rms_error": _rounded(self.rms_error),
             "snr_db": _rounded(self.snr_db),
             "cosine": round(self.cosine, 7) if math.isfinite(self.cosine) else None,
+            "agreement": round(self.agreement, 7),
             "nonfinite": self.nonfinite,
             "worst_case": self.worst_case,
             "bound": bound,
@@ -141,21 +164,26 @@ class Comparison:
         self._shapes: set[tuple[int, ...]] = set()
         self._max = self._rms = 0.0
         self._cosine = 1.0
+        self._rows, self._agreement = 0, 0.0
         self._nonfinite = 0
         self._worst = ""
 
-    def add(self, case: str, shape: Sequence[int], expected: np.ndarray, actual: np.ndarray) -> None:
+    def add(
+        self, case: str, shape: Sequence[int], expected: np.ndarray, actual: np.ndarray, width: int | None = None
+    ) -> None:
         """One case: expected and actual values (flat, same order; where the reference is not finite they do not count).
 
         Args:
             shape: the shape of the whole output in this case.
+            width: how many values are a row, whose cosine counts for the agreement; None: all are one.
         """
         self._shapes.add(tuple(shape))
         expected, actual = np.asarray(expected, np.float64).ravel(), np.asarray(actual, np.float64).ravel()
         if expected.shape != actual.shape:
             raise ValueError(f"{expected.size} expected values against {actual.size}")
         known = np.isfinite(expected)
-        expected, actual = expected[known], actual[known]
+        if not known.all():
+            expected, actual, width = expected[known], actual[known], None
         if not expected.size:
             return
         self._cases += 1
@@ -173,6 +201,9 @@ class Comparison:
             self._worst = case
         self._max, self._rms = max(self._max, largest), max(self._rms, rms)
         self._cosine = min(self._cosine, _cosine(expected, actual))
+        cosines = _row_cosines(expected.reshape(-1, width or expected.size), actual.reshape(-1, width or expected.size))
+        self._agreement += float(cosines.sum())
+        self._rows += len(cosines)
 
     def noise(self) -> Noise:
         return Noise(self._max, self._rms)
@@ -187,6 +218,7 @@ class Comparison:
             cosine=self._cosine,
             nonfinite=self._nonfinite,
             worst_case=self._worst,
+            agreement=self._agreement / self._rows if self._rows else 1.0,
             bound=bound,
         )
 
@@ -203,6 +235,12 @@ class Agreement:
     total: int = 0
     decided: int = 0
     decided_same: int = 0
+    least: float | None = None
+
+    @property
+    def share(self) -> float:
+        """How many decisions are the same, 0..1."""
+        return self.same / self.total if self.total else 1.0
 
     def add(self, expected: np.ndarray, actual: np.ndarray, tolerance: float) -> None:
         """Rows of scores (N, classes) of the reference and the artifact; tolerance in their units."""
@@ -223,10 +261,13 @@ class Agreement:
 
     @property
     def passed(self) -> bool:
+        if self.least is not None:
+            return self.share >= self.least
         return self.decided_same == self.decided
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "passed": self.passed}
+        counts = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        return {**counts, "passed": self.passed}
 
 
 def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
@@ -236,6 +277,15 @@ def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
         return float(peaks[0] == peaks[1])
     one, other = expected / peaks[0], actual / peaks[1]
     return float(one @ other) / float(np.linalg.norm(one) * np.linalg.norm(other))
+
+
+def _row_cosines(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """Cosines of the rows of two matrices: 1 for two rows of zeros, 0 for one of zeros and anything else."""
+    scale, other = (np.max(np.abs(rows), axis=1, keepdims=True) for rows in (expected, actual))
+    one, two = expected / np.where(scale > 0, scale, 1), actual / np.where(other > 0, other, 1)
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+    cosines = np.sum(one * two, axis=1) / np.where(norms > 0, norms, 1)
+    return np.where(norms > 0, cosines, ((scale > 0) == (other > 0))[:, 0].astype(float))
 
 
 def _rms(values: np.ndarray) -> float:

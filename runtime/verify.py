@@ -6,6 +6,7 @@ Cases come from a bundle's golden vectors (`golden_cases`, no torch needed) or f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,7 @@ class ArtifactReport:
     cases: int = 0
     skipped: list[str] = field(default_factory=list)
     cause: Cause | None = None
+    seconds: float = 0.0  # all runs together, comparing included; no part of any file
 
     @property
     def problems(self) -> list[str]:
@@ -66,10 +68,17 @@ class ArtifactReport:
         found = [measure.describe() for measure in self.measures if not measure.passed]
         if self.agreement is not None and not self.agreement.passed:
             wrong = self.agreement.decided - self.agreement.decided_same
+            if self.agreement.least is not None:
+                wrong = self.agreement.total - self.agreement.same
             found.append(f"the task's decision differs {wrong} times out of {self.agreement.total}")
         if self.reason and self.status == "failed":
             found.insert(0, self.reason)
         return found
+
+    @property
+    def agreed(self) -> float:
+        """The agreement of the output where it is least; 0 when the artifact could not be compared."""
+        return min((measure.agreement for measure in self.measures if not measure.nonfinite), default=0.0)
 
     @property
     def worst(self) -> Measure | None:
@@ -145,13 +154,15 @@ def verify_artifact(
         return report
     report.engine = session.engine
     comparisons = {spec.name: Comparison(spec.name) for spec in artifact.outputs}
-    bounds = {name: bound_for(artifact.precision, noise.get(name, Noise(0.0, 0.0))) for name in comparisons}
-    agreement = Agreement() if task in _DECISIONS else None
+    asked, least = asked_agreement(artifact)
+    bounds = {name: bound_for(artifact.precision, noise.get(name, Noise(0.0, 0.0)), asked) for name in comparisons}
+    agreement = Agreement(least=least) if task in _DECISIONS else None
     for case in cases:
         fitted = fit_feeds(case.feeds, artifact, tokenizer)
         if fitted is None:
             report.skipped.append(case.name)
             continue
+        began = time.perf_counter()
         try:
             outputs = session.run(fitted)
         except PalmtopError as error:
@@ -168,10 +179,12 @@ def verify_artifact(
                         f"{name} has shape {list(actual.shape)} in '{case.name}', not {list(expected.shape)}"
                     )
                     return report
-                comparison.add(case.name, outputs[name].shape, expected.values, expected.pick(actual))
+                width = expected.shape[-1] if expected.every == 1 and expected.shape else None
+                comparison.add(case.name, outputs[name].shape, expected.values, expected.pick(actual), width)
                 if agreement is not None and expected.every == 1:
                     tolerance = bounds[name].max_error * float(np.sqrt(np.mean(np.square(expected.values))))
                     agreement.add(*_scores(task, expected, actual), tolerance)
+        report.seconds += time.perf_counter() - began
         report.cases += 1
         if progress is not None:
             progress()
@@ -227,6 +240,22 @@ def _expected_row(entries: list[Expected], row: int) -> list[Expected]:
     if entry.every != 1 or not entry.shape or row >= entry.shape[0]:
         return [entry] if row == 0 and len(entries) == 1 and entry.shape[:1] == (1,) else []
     return [Expected.of(entry.values.reshape(entry.shape)[row : row + 1], None)]
+
+
+def decides(task: str) -> bool:
+    """Whether a task's outputs are scores of which the largest is its answer."""
+    return task in _DECISIONS
+
+
+def asked_agreement(artifact: Artifact) -> tuple[float | None, float | None]:
+    """What a quantized artifact has to keep: the least agreement of its outputs, and of the task's decisions."""
+    quantization = artifact.quantization or {}
+    asked = quantization.get("min_agreement")
+    if asked is None:
+        return None, None
+    if quantization.get("metric", "cosine") == "cosine":
+        return asked, None
+    return 0.0, asked if quantization["metric"] == "top1" else 0.0
 
 
 def golden_cases(cases: Iterable[GoldenCase]) -> list[Case]:

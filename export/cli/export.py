@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import RequestError
 from ...runtime.manifest import Artifact
@@ -10,6 +12,9 @@ from ...runtime.parity import Measure
 from ...runtime.verify import ArtifactReport, Report
 from ..targets import TARGETS
 from .console import Console, print_json, size
+
+if TYPE_CHECKING:
+    from ..build import Result
 
 HELP = "make a verified bundle of a checkpoint"
 
@@ -30,8 +35,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dynamic = shapes.add_mutually_exclusive_group()
     dynamic.add_argument("--dynamic", action="store_true", default=True, help="axes vary where they can (default)")
     dynamic.add_argument("--static", dest="dynamic", action="store_false", help="every axis constant, batch 1")
+    add_precision(parser, "none")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+
+
+def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
+    """The options of precision and quantization."""
     precision = parser.add_argument_group("precision")
-    precision.add_argument("--quantize", metavar="SCHEME", default="none", help="none or fp16 (default: %(default)s)")
+    precision.add_argument(
+        "--quantize",
+        metavar="SCHEME",
+        default=default,
+        help="none, fp16, int8, int4, or auto: the smallest plan that keeps --min-agreement (default: %(default)s)",
+    )
+    precision.add_argument(
+        "--min-agreement",
+        type=float,
+        metavar="X",
+        help="what each quantized artifact must keep, 0..1 (default: int8 0.995, int4 0.98, auto 0.99)",
+    )
+    precision.add_argument(
+        "--metric",
+        default="cosine",
+        help="of the agreement: cosine (mean, of output rows), top1 (equal decisions) or accuracy (share of the "
+        "reference's score on --data) (default: %(default)s)",
+    )
+    precision.add_argument("--data", metavar="FILE", help="labelled examples for --metric accuracy; see palmtop bench")
+    precision.add_argument(
+        "--calibrate", metavar="FILE", help="texts like your users', a line or JSON line each (default: palmtop's own)"
+    )
+    precision.add_argument("--plan", metavar="FILE", help="a quantization plan, such as a bundle's plan.json")
+    precision.add_argument("--prefer", default="size", help="of plans that hold, for auto: size or speed")
+    precision.add_argument(
+        "--keep-best", action="store_true", help="write the bundle that agrees best when none agrees enough (exit 1)"
+    )
     precision.add_argument(
         "--keep-fp32", metavar="MODULE", action="append", default=[], help="keep a module in fp32; may be repeated"
     )
@@ -39,9 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-fallback",
         dest="fallback",
         action="store_false",
-        help="fail where parity does not hold, instead of keeping as few modules as possible in fp32",
+        help="fail where parity does not hold, instead of keeping as little as possible in higher precision",
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
 
 
 def _lengths(text: str) -> tuple[int, ...]:
@@ -71,6 +107,13 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             dynamic=arguments.dynamic,
             keep_fp32=arguments.keep_fp32,
             fallback=arguments.fallback,
+            min_agreement=arguments.min_agreement,
+            metric=arguments.metric,
+            data=arguments.data,
+            calibration=arguments.calibrate,
+            plan=arguments.plan,
+            prefer=arguments.prefer,
+            keep_best=arguments.keep_best,
             revision=arguments.revision,
             trust_remote_code=arguments.trust_remote_code,
             force=arguments.force,
@@ -87,10 +130,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 "quantization": {entry.target: entry.quantization for entry in result.manifest.artifacts},
                 "seconds": result.seconds,
                 "notes": list(result.notes),
+                "trials": result.trials,
                 "parity": result.report.to_json(),
             }
         )
-        return 0
+        return _code(result)
+    show_trials(console, result.trials)
     console.say(f"{result.manifest.source.id}: {result.manifest.task}, {result.manifest.source.architecture}")
     show_report(console, result.report, sizes)
     for note in result.notes:
@@ -99,7 +144,30 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     console.say(
         f"{result.path} written ({size(sum(file.size for file in result.manifest.files))}). Seconds: {seconds}."
     )
-    return 0
+    return _code(result)
+
+
+def _code(result: Result) -> int:
+    """1 for a bundle that was only kept because it was the best (`--keep-best`)."""
+    return int(bool(result.report.failed))
+
+
+def show_trials(console: Console, trials: Sequence[dict[str, Any]]) -> None:
+    """What a search for a plan tried, smallest first: those on the Pareto front, the chosen one marked."""
+    if not trials:
+        return
+    rows = [
+        (
+            "chosen" if trial["chosen"] else "",
+            size(trial["size"]),
+            f"{trial['agreement']:.5f}",
+            ", ".join(f"{target} {value:.1f}" for target, value in trial["milliseconds"].items()),
+            "holds" if trial["passed"] else "fails",
+            "" if trial["pareto"] else "beaten",
+        )
+        for trial in sorted(trials, key=lambda trial: trial["size"])
+    ]
+    console.table(("", "size", "agreement", "ms a case", "bound", ""), rows, right=("size", "agreement"))
 
 
 def artifact_sizes(files: tuple, artifacts: tuple[Artifact, ...]) -> dict[str, int]:
@@ -143,6 +211,9 @@ def _rows(entry: ArtifactReport, sizes: dict[str, int]) -> list[tuple[str, ...]]
 
 
 def _numbers(measure: Measure) -> tuple[str, ...]:
+    if measure.bound is not None and measure.bound.agreement is not None and not measure.nonfinite:
+        asked = f">= {measure.bound.agreement:g}" if measure.bound.agreement else ""
+        return measure.output, f"{measure.agreement:.5f}", asked, f"{measure.cosine:.7f}"
     allowed = f"{measure.bound.max_error:.1e}" if measure.bound else ""
     error = "NaN" if measure.nonfinite else f"{measure.max_error:.1e}"
     return measure.output, error, allowed, f"{measure.cosine:.7f}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RequestError
 from ...runtime.explain import Explanation
 from ...runtime.parity import Noise
+from ...runtime.textfile import read_texts
 from ...runtime.verify import Case, Report, golden_cases, verify_bundle
 from .console import Console, print_json
 from .explain import Explain, alone, explain_alone, explain_report, explanations_json, show_explanations
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.inputs and not arguments.reference:
         raise RequestError("--inputs needs --reference: without the model there is nothing to compare new inputs with.")
-    texts = read_inputs(Path(arguments.inputs)) if arguments.inputs else []
+    texts = read_texts(Path(arguments.inputs)) if arguments.inputs else []
     bundle = Bundle.open(arguments.bundle)
     bundle.check_files()
     targets = [name.strip() for name in arguments.target.split(",")] if arguments.target else None
@@ -116,38 +115,6 @@ def _reference_cases(
             reference, session, case, lambda: checkpoint_subject(source, longest, None), "the eager model"
         ),
     )
-
-
-def read_inputs(path: Path) -> list[str | tuple[str, str]]:
-    """Texts of a file: a text a line, or JSON lines with `text` and maybe `text_pair`.
-
-    Raises:
-        RequestError: the file is missing, empty, or a line is not what it should be.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read: {error}.") from error
-    if path.suffix not in (".jsonl", ".json"):
-        texts: list[str | tuple[str, str]] = [line for line in lines if line.strip()]
-    else:
-        texts = [_entry(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not texts:
-        raise RequestError(f"{path} holds no text.")
-    return texts
-
-
-def _entry(path: Path, number: int, line: str) -> str | tuple[str, str]:
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{path}, line {number}, is not JSON: {error}.") from error
-    if isinstance(record, str):
-        return record
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise RequestError(f"{path}, line {number}: expected an object with a text.")
-    pair = record.get("text_pair")
-    return (record["text"], pair) if isinstance(pair, str) else record["text"]
 
 
 def _show(

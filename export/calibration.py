@@ -1,0 +1,42 @@
+"""What quantization is calibrated with: texts of the user's, or palmtop's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..runtime.errors import RequestError
+from ..runtime.textfile import Text, read_texts
+from .reference import TextInputs
+from .texts import CHOICES
+
+_TEXTS = Path(__file__).with_name("calibration.txt")
+# Longer texts than this add tokens much like those that they have already.
+_LONGEST = 128
+
+
+def text_feeds(inputs: TextInputs, path: Path | None = None) -> list[dict[str, Any]]:
+    """A file's texts, or palmtop's own, as the model takes them, one a batch, without padding.
+
+    Raises:
+        RequestError: the file is not what it should be.
+    """
+    task = inputs.source.task
+    if path is None and task.rank == 3:
+        return [inputs.feeds([prompt] * len(choices), list(choices)) for prompt, choices in CHOICES]
+    texts = read_texts(path) if path is not None else _own(task.name)
+    feeds = []
+    for entry in texts:
+        if task.rank == 3 or (task.name == "question-answering" and isinstance(entry, str)):
+            if task.rank == 3 or path is not None:
+                raise RequestError(f"{path}: {task.name} needs lines with a text and a text_pair.")
+        first, second = (entry, None) if isinstance(entry, str) else entry
+        feeds.append(inputs.feeds([first], None if second is None else [second]))
+    return feeds
+
+
+def _own(task: str) -> list[Text]:
+    texts: list[Text] = list(_TEXTS.read_text(encoding="utf-8").splitlines())
+    if task == "question-answering":  # any two neighbours: what a question and a passage look like to the layers
+        return [(first, second) for first, second in zip(texts[0::2], texts[1::2], strict=False)]  # type: ignore[misc]
+    return texts

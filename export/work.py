@@ -1,0 +1,87 @@
+"""Artifacts in the making: lowered to their places in a bundle, and verified there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..runtime.manifest import Artifact, Manifest
+from ..runtime.parity import Noise
+from ..runtime.session import Session
+from ..runtime.verify import ArtifactReport, Case, verify_artifact
+from .capture import Captured
+from .targets import Target
+
+# Called with what happens next and of how many steps it consists; gives what to call after each.
+Progress = Callable[[str, int], Callable[[], None]]
+
+
+@dataclass
+class Work:
+    """A bundle's folder, and what artifacts in it are made for and held to. `manifest` is that of the last ones made.
+
+    seconds: what each stage took, by name.
+    """
+
+    root: Path
+    manifest: Manifest
+    targets: Sequence[Target]
+    cases: Sequence[Case]
+    noise: dict[str, Noise]
+    start: Progress
+    seconds: dict[str, float]
+
+    def execute(self, captured: Captured, artifacts: Sequence[Artifact]) -> list[ArtifactReport]:
+        """Lower a model to every target, in place of what stands there, and verify the artifacts."""
+        self.manifest = dataclasses.replace(self.manifest, artifacts=tuple(artifacts)).with_identity()
+        for target, artifact in zip(self.targets, artifacts, strict=True):
+            shutil.rmtree(self.root / artifact.path.split("/")[0], ignore_errors=True)
+            with timed(self.seconds, target.name):
+                advance = self.start(f"Lowering to {target.name}", 1)
+                target.lower(captured, artifact, self.manifest.identity, self.root / artifact.path)
+                advance()
+        reports = []
+        for artifact in artifacts:
+            with timed(self.seconds, f"verify {artifact.target}"):
+                advance = self.start(f"Verifying {artifact.path}", len(self.cases))
+                reports.append(self.verify(self.root, artifact, advance))
+        return reports
+
+    def verify(
+        self,
+        root: Path,
+        artifact: Artifact,
+        advance: Callable[[], None] | None = None,
+        cases: Sequence[Case] | None = None,
+    ) -> ArtifactReport:
+        """Verify an artifact below a folder, on all cases or on others."""
+        return verify_artifact(
+            artifact,
+            lambda: Session.open(root, artifact, self.manifest.identity, threads=1),
+            self.cases if cases is None else cases,
+            task=self.manifest.task,
+            tokenizer=self.manifest.tokenizer,
+            noise=self.noise,
+            progress=advance,
+        )
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long a block took, all its times together."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - began, 2)
+
+
+def artifact_bytes(path: Path) -> int:
+    """The size of an artifact: a file with its external data, or all files of a package."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    if path.is_file():
+        files = [path, *path.parent.glob(f"{path.name}.data")]
+    return sum(file.stat().st_size for file in files if file.is_file())
