@@ -7,13 +7,14 @@ STAMP := $(VENV)/.installed
 DEMO := build/intents.bundle
 SENTENCE ?= réveille-moi à sept heures
 
-.PHONY: demo test check format conformance bench install clean help
+.PHONY: demo test check format conformance bench fuzz install clean help
 
 help:
 	@echo "make demo         export the sample checkpoint to all formats, verify it, run a sentence through each"
 	@echo "make test         the test suite"
 	@echo "make check        ruff and mypy"
 	@echo "make conformance  coremltools' own operator tests, executed by palmtop's interpreter"
+	@echo "make fuzz         rebuilt tokenizers against those of transformers, on 100,000 texts each"
 	@echo "make bench        sizes of graphs; speed of the Core ML interpreter beside PyTorch"
 
 install: $(STAMP)
@@ -48,6 +49,9 @@ conformance: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/graphs.py
 	$(BIN)/python benchmarks/mil_speed.py
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.moses 100000
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

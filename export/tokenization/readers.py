@@ -1,7 +1,8 @@
 """The compatibility table: which readers of device-side libraries give the golden ids, found by running each of them.
 
 Readers in C++ know no pairs and no truncation, and leave special tokens to the app or not; they are held to the ids
-of single texts, with or without special tokens, one of the two throughout. They run in processes of their own, all at once.
+of single texts, with or without special tokens, one of the two throughout. They run in processes of their own, all at
+once.
 """
 
 from __future__ import annotations
@@ -146,6 +147,6 @@ def _reading(
 
 
 def _reason(error: str, said: str) -> str:
-    """Why a reader refuses, in one line: ExecuTorch's logs it (`E file.cpp:1] reason`), and raises something general."""
+    """Why a reader refuses, in one line: ExecuTorch's logs it (`E file.cpp:1] reason`) and raises a general one."""
     logged = re.findall(r"^E [\w:.]+\] (.*)$", said, re.MULTILINE)
     return " ".join((logged[-1] if logged else error).split())[:200]

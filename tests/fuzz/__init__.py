@@ -1,0 +1,1 @@
+"""Long sweeps behind `make fuzz`."""
