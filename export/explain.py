@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.backends import Traced, get_backend
+from ..runtime.errors import RequestError
 from ..runtime.explain import OUTPUT, Explanation, Layer, first_apart, unpadded
 from ..runtime.manifest import Artifact, TensorSpec
 from ..runtime.parity import Comparison, Measure, bound_for
@@ -32,6 +33,7 @@ from .subject import Subject
 from .targets import get_target
 
 _IDENTITY = "0" * 64
+_FLOATS = ("fp32", "fp16")  # precisions that follow from the checkpoint alone
 Feeds = dict[str, np.ndarray]
 
 
@@ -62,6 +64,9 @@ def explain(
         case: padded to what the artifact takes, one row if it takes one (`runtime.verify.worst_row`).
         subject: the same model as the export sees it, asked for when the artifact has to be lowered again.
         against: what the report calls the reference.
+
+    Raises:
+        RequestError: the artifact would have to be lowered again, and its integers are not in the checkpoint.
     """
     artifact = session.artifact
     expected, outputs = module_values(reference, case.feeds)
@@ -142,6 +147,12 @@ def _merged(inside: _Inside) -> dict[str, str]:
 
 def _lowered_again(subject: Subject, artifact: Artifact, feeds: Feeds, inside: _Inside) -> Feeds:
     """Lower with more outputs, run, and note each module's value. Gives the artifact's own outputs."""
+    if artifact.precision not in _FLOATS:
+        raise RequestError(
+            f"{artifact.target} shows nothing of what is inside a file, and its quantized weights are not in the "
+            "checkpoint that would be lowered again. Remedy: explain another target of this bundle (--target), or an "
+            "export with --quantize none or fp16."
+        )
     wanted = [path for path, module in inside.expected.items() if not module.same]
     captured, places = _observed_capture(subject, artifact, wanted)
     more = _with_outputs(artifact, captured)

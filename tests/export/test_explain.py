@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import subprocess
 import sys
@@ -127,6 +128,22 @@ def test_a_file_that_is_not_what_lowering_gives_is_said_to_be_another_model(palm
     (explanation,) = ran.json["explanations"]
     assert "the file is another model" in explanation["how"]
     assert explanation["first"]["kind"] == "output"  # no module is to blame
+
+
+def test_quantized_weights_cannot_be_lowered_again_from_the_checkpoint(palmtop, checkpoint, exported, monkeypatch):
+    """Rather than a table of another model, which the checkpoint lowered again would be."""
+    original = Session.open
+
+    def opened(root, artifact, identity, threads=None):
+        session = original(root, artifact, identity, threads)
+        session.artifact = dataclasses.replace(artifact, precision="int8")
+        return session
+
+    monkeypatch.setattr(Session, "open", opened)
+    ran = palmtop("verify", exported.path, "--target", "executorch", "--reference", checkpoint(), "--explain", "--json")
+    (entry,) = ran.json["explanations"]
+    assert entry["path"] == "executorch/model.pte"
+    assert "explain another target" in entry["error"]
 
 
 def test_artifacts_that_are_the_model_do_not_part_ways(palmtop, bundle, checkpoint):
