@@ -38,7 +38,8 @@ _OTHER_INPUT = {"linear": "x", "conv": "x", "matmul": "x"}
 class Weights:
     """The quantized weights of a model, found again by their values.
 
-    names: parameter -> what its weight is called in the program; where it lies as (columns, rows), `__transposed` follows.
+    names: parameter -> what its weight is called in the program; `__transposed` follows where it lies as (columns,
+        rows).
     """
 
     def __init__(self, quantized: Mapping[str, QuantizedWeight]) -> None:
