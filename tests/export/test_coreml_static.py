@@ -19,11 +19,11 @@ from .integers import compressed, with_integers
 
 TARGET = get_target("coreml")
 STATIC = Scheme(8, activations="static")
-RNG = np.random.default_rng(7)
 
 
-def feeds(count, scale=1.0):
-    return [{"x": (scale * RNG.standard_normal((1, 64))).astype(np.float32)} for _ in range(count)]
+def feeds(count, scale=1.0, shape=(1, 64)):
+    random = np.random.default_rng(count)
+    return [{"x": (scale * random.standard_normal(shape)).astype(np.float32)} for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def _linear(x, state, name):
     return x @ state[f"{name}.weight"].detach().numpy().T + state[f"{name}.bias"].detach().numpy()
 
 
-@pytest.mark.parametrize(("compute", "share"), [("fp32", 1e-3), ("fp16", 0.3)])
+@pytest.mark.parametrize(("compute", "share"), [("fp32", 1e-3), ("fp16", 0.5)])
 def test_the_package_computes_what_rounding_by_hand_gives(layers, tmp_path, compute, share):
     """Its distance from the model rounded by hand is a small share of what rounding does to the model.
 
@@ -122,7 +122,7 @@ def test_convolutions_read_rounded_inputs(tmp_path):
     sizes = [Dim(size=size) for size in (16, 8, 8)]
     plain = captured_module(Call(lambda self, x: self.layer(x), layer=layer), (BATCH, *sizes))
     quantized = with_integers(plain, STATIC)
-    data = [{"x": RNG.standard_normal((1, 16, 8, 8)).astype(np.float32)} for _ in range(3)]
+    data = feeds(3, shape=(1, 16, 8, 8))
     artifact = calibrated(quantized, planned(quantized), data)
     got = lowered(quantized, artifact, tmp_path / "m.mlpackage").predict(data[0])["y"]
     x = torch.from_numpy(rounded(data[0]["x"], *artifact.quantization["input_ranges"]["layer.weight"]))
