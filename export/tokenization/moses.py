@@ -8,8 +8,8 @@ with the sets of characters that sacremoses and this Python use. `tokenizers` re
   then the change is made before markers, then markers go. The marker is a private-use character, which Moses deletes
   from text anyway.
 
-What still differs: text that holds Moses' own placeholder (`DOTMULTI`), and truncation of pairs to an odd number of
-tokens, where `tokenizers` gives the odd one to the longer text.
+What still differs: pairs cut to an odd number of tokens (where `tokenizers` gives the odd one to the longer text, or
+the second), the types of pairs without special tokens, and capital sigmas beside characters of a newer Unicode.
 """
 
 from __future__ import annotations
@@ -246,7 +246,9 @@ def _tokenize(language: str) -> list[Step]:
     )
     steps += _apostrophes(language, alpha, number)
     steps += [*single, *_trimmed(), *_final_stops(language), *single, *_trimmed()]
-    return steps + _replace("regex", [(rf"\.' ?{_END}", " . ' ")])
+    # Moses writes runs of stops as DOT...MULTI meanwhile, so that text which holds those letters loses them.
+    held = [(r"DOT(?=(?:DOT)*MULTI)", f".{_MARK}"), (f"{_MARK}MULTI", ""), (_MARK, "")]
+    return steps + _replace("regex", [(rf"\.' ?{_END}", " . ' "), *held])
 
 
 def _apostrophes(language: str, alpha: str, number: str) -> list[Step]:

@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 from palmtop.export.source import open_source
 from palmtop.export.texts import LONG, PAIRS, PROBES, SENTENCES
-from palmtop.export.tokenizer import carry_tokenizer, check_tokenizer, tokenizer_inputs
+from palmtop.export.tokenization import readers
+from palmtop.export.tokenization.legacy import write_sentencepiece, write_vocab_json
+from palmtop.export.tokenizer import carry_tokenizer, check_tokenizer, prove_tokenizer, tokenizer_inputs
 from palmtop.runtime.errors import UnsupportedError
+from palmtop.runtime.tokenizer_golden import read_tokenizer_golden
+from palmtop.runtime.tokenizer_spec import read_tokenizer_spec
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
+from ..support.spec_check import differences
+from ..support.spec_reader import SpecTokenizer
 from ..support.vocab import _learn, _words
+from ..support.vocabularies import sentencepiece_bpe, t5, unigram_bytes
 from .conftest import edit_json
 
 TEXTS = [*SENTENCES, *(text for _, text in PROBES), LONG]
@@ -27,7 +35,7 @@ KINDS = {
     "xlm-roberta": ("unigram", "XLMRobertaTokenizer"),
     "deberta-v2": ("unigram", "DebertaV2Tokenizer"),
     "albert": ("unigram", "AlbertTokenizer"),
-    "modernbert": ("byte-level-bpe", "GPT2Tokenizer"),
+    "modernbert": ("byte-level-bpe", "PreTrainedTokenizerFast"),
     "metaspace": ("bpe", "LlamaTokenizer"),
 }
 
@@ -67,7 +75,16 @@ def carried(request, checkpoint, tmp_path_factory):
     root = tmp_path_factory.mktemp("carried")
     inputs = tokenizer_inputs(source, {"input_ids", "attention_mask", "token_type_ids"})
     spec = carry_tokenizer(source, root, inputs, 48)
+    prove_tokenizer(source, root / spec.path, spec)
     return source, root / spec.path, spec, request.param
+
+
+# What `prove_tokenizer` adds to the folder.
+PROOF = ("golden.jsonl", "compatibility.json")
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def assert_same_encodings(tokenizer, source) -> None:
@@ -146,7 +163,7 @@ def test_no_state_of_an_earlier_call_is_carried(carried):
 
 def test_no_path_of_this_machine_is_carried(carried):
     source, folder, _, _ = carried
-    for path in folder.iterdir():
+    for path in files_of(folder).values():
         data = path.read_bytes()
         for place in (source.folder, folder, Path.home()):
             assert str(place).encode() not in data, path.name
@@ -157,8 +174,121 @@ def test_no_path_of_this_machine_is_carried(carried):
 def test_the_same_tokenizer_gives_the_same_bytes(carried, tmp_path):
     source, folder, spec, _ = carried
     carry_tokenizer(open_source(source.folder, task=source.task.name), tmp_path, spec.inputs, 48)
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "tokenizer").iterdir()} == files
+    files = {name: path.read_bytes() for name, path in files_of(folder).items()}
+    again = {name: path.read_bytes() for name, path in files_of(tmp_path / "tokenizer").items()}
+    assert {name: data for name, data in files.items() if name not in PROOF} == again
+
+
+# --- the specification, the vectors and the table of readers -------------------------------------------------------
+
+
+def test_the_plain_reader_gives_the_vectors_of_the_folder(carried):
+    _, folder, _, _ = carried
+    spec = read_tokenizer_spec(folder / "tokenizer_spec.json")
+    cases = read_tokenizer_golden(folder / "golden.jsonl")
+    assert len(cases) > 60
+    for case in cases:
+        side = case.padding["side"] if case.padding else spec["padding"]["side"]
+        reader = SpecTokenizer({**spec, "padding": {**spec["padding"], "side": side}})
+        assert differences(reader, [case]) == []
+
+
+def test_the_specification_says_what_the_manifest_says(carried):
+    _, folder, spec, _ = carried
+    data = read_tokenizer_spec(folder / "tokenizer_spec.json")
+    assert tuple(data["inputs"]) == spec.inputs
+    assert data["truncation"] == {"max_length": 48, "side": spec.truncation_side, "strategy": "longest_first"}
+    assert (data["padding"]["side"], data["padding"]["id"]) == (spec.padding_side, spec.input_pad["input_ids"])
+
+
+def test_the_vectors_hold_every_probe_that_separates_readers(carried):
+    _, folder, _, _ = carried
+    cases = read_tokenizer_golden(folder / "golden.jsonl")
+    texts = "".join(case.text for case in cases)
+    for piece in (
+        "Bonjour, comment vas-tu?",
+        "e\u0301",
+        "\u1112\u1161\u11ab",
+        "ﾃｽﾄ",
+        "👩‍👩‍👧‍👦",
+        "\r\n",
+        "\ue000",
+        "\ufffd",
+        "क्या",
+        "ขอบ",
+    ):
+        assert piece in texts
+    assert {case.truncation["strategy"] for case in cases if case.truncation} == {
+        "longest_first",
+        "only_first",
+        "only_second",
+    }
+    assert {case.padding["side"] for case in cases if case.padding} == {"left", "right"}
+    assert {case.truncation["side"] for case in cases if case.truncation} == {"left", "right"}
+    emoji = next(case for case in cases if case.text.startswith("👩"))
+    assert max(end for _, end in emoji.offsets_utf16) > max(end for _, end in emoji.offsets)
+
+
+def test_a_wrong_file_fails_the_proof(carried, tmp_path):
+    source, folder, spec, _ = carried
+    copied = Path(shutil.copytree(folder, tmp_path / "tokenizer"))
+    edit_json(copied / "tokenizer.json", lambda data: data.update(post_processor=None))
+    with pytest.raises(UnsupportedError, match="cannot be carried") as caught:
+        prove_tokenizer(source, copied, spec)
+    assert "Remedy" in str(caught.value)
+
+
+def table_of(folder: Path) -> dict[str, dict]:
+    return {row["reader"]: row for row in json.loads((folder / "compatibility.json").read_text())["readers"]}
+
+
+def test_the_table_of_readers_is_what_they_do(carried):
+    _, folder, _, name = carried
+    table = table_of(folder)
+    assert table["tokenizers"]["result"] == "passes"
+    executorch = table["pytorch-tokenizers"]
+    assert executorch["version"]
+    if name == "roberta":
+        assert (executorch["result"], executorch["special_tokens"]) == ("passes", False)
+    elif name == "modernbert":
+        assert executorch["result"] == "differs"
+        assert executorch["passed"] < executorch["vectors"]
+        assert "first with" in executorch["why"]
+    else:
+        assert executorch["result"] == "refuses"
+    if name == "bert":
+        assert executorch["why"].endswith("Unsupported Normalizer type: BertNormalizer")
+    assert str(folder) not in json.dumps(table)
+
+
+def test_a_reader_that_aborts_is_said_to(carried, tmp_path, monkeypatch):
+    _, folder, _, _ = carried
+    child = tmp_path / "child.py"
+    child.write_text("import os\nos.abort()\n")
+    monkeypatch.setattr(readers, "_CHILD", child)
+    rows = readers.compatibility(folder, read_tokenizer_golden(folder / "golden.jsonl"), {"x": [1]})
+    assert {row["result"] for row in rows if row["reader"] != "tokenizers"} == {"aborts"}
+
+
+def test_executorch_gets_special_tokens_as_a_template(carried):
+    _, folder, _, name = carried
+    variant = folder / "executorch" / "tokenizer.json"
+    assert variant.is_file() == (name == "roberta")
+    if variant.is_file():
+        ours, theirs = Tokenizer.from_file(str(folder / "tokenizer.json")), Tokenizer.from_file(str(variant))
+        for first, second in [*((text, None) for text in TEXTS), *PAIRS]:
+            expected, found = ours.encode(first, second), theirs.encode(first, second)
+            assert (found.ids, found.type_ids) == (expected.ids, expected.type_ids)
+
+
+def test_chat_templates_are_files(copy, tmp_path):
+    folder = copy()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(folder)
+    carried = carry(open_source(folder), tmp_path / "root")
+    assert (carried / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert (carried / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
 
 
 # --- readers from before tokenizer.json -----------------------------------------------------------------------------
@@ -196,6 +326,34 @@ def test_a_sentencepiece_model_in_the_checkpoint_is_carried(copy, tmp_path):
     (folder / "sentencepiece.bpe.model").write_bytes(b"\x0a\x00model")
     carried = carry(open_source(folder), tmp_path / "root")
     assert (carried / "sentencepiece.bpe.model").read_bytes() == b"\x0a\x00model"
+
+
+@pytest.mark.parametrize(("maker", "kind"), [(t5, 1), (unigram_bytes, 1), (sentencepiece_bpe, 2)])
+def test_a_sentencepiece_model_is_rebuilt(tmp_path, maker, kind):
+    backend = maker()
+    write_sentencepiece(tmp_path, json.loads(backend.to_str()), SENTENCES)
+    reader = SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    for text in SENTENCES:
+        assert reader.encode(text) == backend.encode(text, add_special_tokens=False).ids
+    assert [reader.id_to_piece(i) for i in range(reader.vocab_size())] == [
+        backend.id_to_token(i) for i in range(reader.vocab_size())
+    ]
+    assert reader.unk_id() == backend.token_to_id("<unk>")
+    proto = sentencepiece_model_pb2.ModelProto.FromString((tmp_path / "spiece.model").read_bytes())
+    assert proto.trainer_spec.model_type == kind
+
+
+def test_no_sentencepiece_model_is_made_that_reads_otherwise(tmp_path):
+    backend = t5()
+    backend.normalizer = normalizers.Sequence([backend.normalizer, normalizers.Replace("e", "a")])
+    write_sentencepiece(tmp_path, json.loads(backend.to_str()), SENTENCES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_merges_with_spaces_have_no_merges_txt(tmp_path):
+    model = {"vocab": {"a": 0, " ": 1, "a ": 2}, "merges": [["a", " "]]}
+    write_vocab_json(tmp_path, model, header=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_vocabulary_with_a_line_end_in_it_has_no_vocab_txt(copy, tmp_path):

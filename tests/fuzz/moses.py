@@ -1,4 +1,4 @@
-"""XLM's and FlauBERT's rebuilt tokenizers against transformers' own, on many texts: `python -m tests.fuzz.moses 100000`.
+"""XLM's and FlauBERT's rebuilt tokenizers against transformers' own: `python -m tests.fuzz.moses 100000`.
 
 Exit code 1 and the first texts that differ, when any does.
 """

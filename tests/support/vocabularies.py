@@ -150,6 +150,32 @@ def unigram_bytes() -> Tokenizer:
     return backend
 
 
+def sentencepiece_bpe() -> Tokenizer:
+    """BPE as transformers converts it from a SentencePiece model: merges are all pairs that make a piece."""
+    proto = _pieces(sentencepiece_model("bpe"))
+    ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    pairs = [
+        (ids[piece], piece[:at], piece[at:])
+        for piece in ids
+        for at in range(1, len(piece))
+        if piece[:at] in ids and piece[at:] in ids and proto.pieces[ids[piece]].type == 1
+    ]
+    pairs.sort(key=lambda entry: (-proto.pieces[entry[0]].score, ids[entry[1]], ids[entry[2]]))
+    merges = [(left, right) for _, left, right in pairs]
+    backend = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens(["<unk>", "<s>", "</s>", "<pad>"])
+    return backend
+
+
 def characters() -> Tokenizer:
     """One token a character (CANINE's like, protein models): a split by a pattern before a list of words."""
     letters = sorted({character for text in CORPUS for character in text})
@@ -232,6 +258,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
         metaspace,
         t5,
         unigram_bytes,
+        sentencepiece_bpe,
         characters,
         clip,
         added,
