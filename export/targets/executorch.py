@@ -46,7 +46,7 @@ def plan(captured: Captured, options: Options) -> Artifact:
         precision=options.precision,
         inputs=narrowed.inputs,
         outputs=narrowed.outputs,
-        quantization=_quantization(captured, options),
+        quantization=_quantization(narrowed, options),
         minimum_os={"ios": "17.0", "macos": "12.0"},  # what ExecuTorch's Swift package asks for
     )
 

@@ -55,10 +55,10 @@ _LIBRARY.define(
     "integer_linear(Tensor value, Tensor integers, Tensor scales, Tensor? bias, int bits, bool rounded) -> Tensor"
 )
 _LIBRARY.impl("integer_linear", _integer_linear, "CompositeExplicitAutograd")
-_LIBRARY.define("linear_of_table(Tensor value, Tensor weight, Tensor? bias) -> Tensor")
+_LIBRARY.define("linear_of_table(Tensor value, Tensor weight) -> Tensor")
 _LIBRARY.impl(
     "linear_of_table",
-    lambda value, weight, bias: torch.nn.functional.linear(value, weight, bias),
+    lambda value, weight: torch.nn.functional.linear(value, weight),
     "CompositeExplicitAutograd",
 )
 
@@ -160,10 +160,10 @@ def _rounded(value: Node, graph: Any, ids: dict[Any, int], handle: int) -> int:
 
 class _LinearOfTableVisitor(_LinearVisitor):
     def define_node(self, node: Node, xnn_graph: Any, vals_to_ids: dict[Any, int], debug_handle: int) -> None:
-        value, weight, bias = node.args
+        value, weight = node.args
         for tensor in (value, weight):
             self.define_tensor(tensor, xnn_graph, vals_to_ids)
-        self._connect(node, bias, xnn_graph, vals_to_ids, debug_handle, vals_to_ids[value], vals_to_ids[weight])
+        self._connect(node, None, xnn_graph, vals_to_ids, debug_handle, vals_to_ids[value], vals_to_ids[weight])
 
 
 _VISITORS = {

@@ -5,13 +5,14 @@
 - Embedding tables are read by ExecuTorch's quantized kernels, which take any block and any zero point.
 - A layer that XNNPACK has no kernel for keeps its integers too: the same quantized kernels turn them into fp32 numbers
   each time the program runs. So does a vocabulary that an embedding and a layer share, which is then stored once.
-- Convolutions stay in fp32, holding the numbers that the integers stand for: XNNPACK's integer convolutions round
-  their inputs over a whole image, which is not what a plan says. The artifact lists them as `kept`.
+- Convolutions in two dimensions whose inputs are rounded too go to XNNPACK, which rounds by the range of an image.
+  Others stay in fp32, holding the numbers that the integers stand for; the artifact lists them as `kept`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed
 
 _XNNPACK_BLOCK = 32
+# The least distance between the numbers of a rounded image.
+_SMALLEST = torch.finfo(torch.float32).eps
 
 
 def check(captured: Captured) -> None:
@@ -52,22 +55,39 @@ def check(captured: Captured) -> None:
 
 def kept(captured: Captured) -> list[str]:
     """The weights of a plan that the file holds in fp32, by the name that the user's model has for them."""
-    sites = find_sites(captured.program) if captured.quantized else []
-    return [user_path(site.name) for site in sites if site.name in captured.quantized and _is_kept(site)]
+    nodes = {node.name: node for node in captured.program.graph.nodes}
+    stored = {site.name for site in find_sites(captured.program) if not _is_kept(nodes, site, captured.quantized)}
+    return [user_path(name) for name in captured.quantized if name not in stored]
 
 
-def _is_kept(site: Site) -> bool:
-    return any(use.kind == "convolution" for use in site.uses)
+def _is_kept(nodes: Mapping[str, Node], site: Site, quantized: Mapping[str, QuantizedWeight]) -> bool:
+    if site.name not in quantized:
+        return True
+    convolutions = [nodes[use.node] for use in site.uses if use.kind == "convolution"]
+    return not all(_is_integer_convolution(node, quantized[site.name]) for node in convolutions)
 
 
-def store_integers(program: ExportedProgram, quantized: dict[str, QuantizedWeight]) -> None:
+def _is_integer_convolution(node: Node, weight: QuantizedWeight) -> bool:
+    """Whether XNNPACK has this convolution on integers: in two dimensions, not depthwise, its input rounded."""
+    groups = node.args[6] if len(node.args) > 6 else 1
+    return (
+        node.target is aten.conv2d.default
+        and weight.scheme.activations == "dynamic"
+        and weight.scheme.bits == 8
+        and has_kernel(weight)
+        and not isinstance(node.args[4] if len(node.args) > 4 else 0, str)
+        and (groups == 1 or weight.shape[1] > 1)
+    )
+
+
+def store_integers(program: ExportedProgram, quantized: Mapping[str, QuantizedWeight]) -> None:
     """Let a program compute with integers instead of the weights that a plan quantized, in place.
 
     The program's dictionary of weights must be its own.
     """
     nodes = {node.name: node for node in program.graph.nodes}
     for site in find_sites(program):
-        if site.name in quantized and not _is_kept(site):
+        if not _is_kept(nodes, site, quantized):
             store = _Stored(program, site, quantized[site.name])
             for use in site.uses:
                 store.replace(nodes[use.node], use)
@@ -83,10 +103,16 @@ class _Stored:
         self._program, self._weight = program, weight
         self._name = f"palmtop_integers_{site.name.replace('.', '_')}"
         self._constants: dict[str, Node] = {}
-        self._alone = all(use.kind == "linear" for use in site.uses)
+        # A shared table is stored twice only where that lets a layer round its inputs.
+        self._multiplies = has_kernel(weight) and (
+            weight.scheme.activations == "dynamic" or all(use.kind == "linear" for use in site.uses)
+        )
 
     def replace(self, node: Node, use: Use) -> None:
         """Write the call anew, on integers."""
+        if use.kind == "convolution":
+            self._convolution(node)
+            return
         result = self._embedding(node, node.args[1]) if use.kind == "embedding" else self._linear(node)
         node.replace_all_uses_with(result)
         self._program.graph.erase_node(node)
@@ -97,28 +123,42 @@ class _Stored:
         return self._constants[kind]
 
     def _linear(self, node: Node) -> Node:
-        value, bias, after = _linear_arguments(node)
-        fixed = bias if bias is None or bias.op == "placeholder" else None
-        if self._alone and has_kernel(self._weight):
-            rounded = self._weight.scheme.activations == "dynamic"
-            integers = self._constant("layer", lambda: self._weight.integers)
-            scales = self._constant("scales", lambda: self._weight.scales)
-            result = insert(
-                node.graph, node, integer_linear, (value, integers, scales, fixed, self._weight.scheme.bits, rounded)
-            )
+        value, bias = _linear_arguments(node)
+        weight = self._weight
+        if self._multiplies:
+            rounded = weight.scheme.activations == "dynamic"
+            integers = self._constant("layer", lambda: weight.integers)
+            scales = self._constant("scales", lambda: weight.scales)
+            # XNNPACK scales a bias too when a layer's inputs are not rounded, and reads none beside a computed weight.
+            inside = rounded and bias is not None and bias.op == "placeholder" and bias.meta["val"].dim() == 1
+            arguments = (value, integers, scales, bias if inside else None, weight.scheme.bits, rounded)
+            result = insert(node.graph, node, integer_linear, arguments)
+            bias = None if inside else bias
         else:
-            rows = insert(node.graph, node, aten.arange.start_step, (0, self._weight.integers.shape[0], 1))
-            result = insert(node.graph, node, linear_of_table, (value, self._embedding(node, rows), fixed))
-        if fixed is not bias:
-            after = bias
-        return result if after is None else insert(node.graph, node, aten.add.Tensor, (result, after))
+            rows = insert(node.graph, node, aten.arange.start_step, (0, weight.integers.shape[0], 1))
+            result = insert(node.graph, node, linear_of_table, (value, self._embedding(node, rows)))
+        return result if bias is None else insert(node.graph, node, aten.add.Tensor, (result, bias))
+
+    def _convolution(self, node: Node) -> None:
+        """Between the roundings by which executorch knows a convolution on integers."""
+        weight, graph = self._weight, node.graph
+        limits = (-128, 127, torch.int8)
+        found = insert(graph, node, decomposed.choose_qparams.tensor, (node.args[0], -128, 127, _SMALLEST, torch.int8))
+        scale, zero = (insert(graph, node, operator.getitem, (found, place)) for place in (0, 1))
+        rounded = insert(graph, node, decomposed.quantize_per_tensor.tensor, (node.args[0], scale, zero, *limits))
+        value = insert(graph, node, decomposed.dequantize_per_tensor.tensor, (rounded, scale, zero, *limits))
+        integers = self._constant("layer", lambda: weight.integers.reshape(weight.shape))
+        scales = self._constant("scales", lambda: weight.scales.reshape(-1))
+        zeros = self._constant("zeros", lambda: torch.zeros(len(weight.scales), dtype=torch.int64))
+        numbers = insert(graph, node, decomposed.dequantize_per_channel.default, (integers, scales, zeros, 0, *limits))
+        node.args = (value, numbers, *node.args[2:])
 
     def _embedding(self, node: Node, indices: Any) -> Node:
         weight = self._weight
         packs = weight.scheme.bits == 4 and weight.integers.shape[1] % 2 == 0
         table = self._constant("table", lambda: _packed(weight.integers) if packs else weight.integers)
-        half = weight.scales.half()
-        short = bool((half.float() == weight.scales).all())
+        # Zero points have the dtype of the result and that of the scales.
+        short = weight.zero_points is None and bool((weight.scales.half().float() == weight.scales).all())
         kind = torch.float16 if short else torch.float32
         scales = self._constant("table_scales", lambda: weight.scales.to(kind))
         zeros = None
@@ -144,17 +184,11 @@ def has_kernel(weight: QuantizedWeight) -> bool:
     return blocks and bool((weight.scales.bfloat16().float() == weight.scales).all())
 
 
-def _linear_arguments(node: Node) -> tuple[Any, Any, Any]:
-    """Input, bias and what else is added, of a layer in any of its forms."""
+def _linear_arguments(node: Node) -> tuple[Any, Any]:
+    """Input and bias, or None, of a layer in any of its forms."""
     if node.target is aten.addmm.default:
-        added = node.args[0]
-        return (
-            node.args[1],
-            (added if added.meta["val"].dim() == 1 else None),
-            (None if added.meta["val"].dim() == 1 else added),
-        )
-    bias = node.args[2] if node.target is aten.linear.default and len(node.args) > 2 else None
-    return node.args[0], bias, None
+        return node.args[1], node.args[0]
+    return node.args[0], node.args[2] if node.target is aten.linear.default and len(node.args) > 2 else None
 
 
 def _packed(integers: torch.Tensor) -> torch.Tensor:
