@@ -1,6 +1,7 @@
 """ExecuTorch: one `.pte` for iOS and Android, whose delegates run on XNNPACK.
 
-The file needs of an app what the standard packages link: the runtime, the XNNPACK backend and the optimized kernels.
+The file needs of an app what the standard packages link: the runtime, the XNNPACK backend and the optimized kernels;
+with integer weights also the quantized kernels, a library of their own on iOS.
 """
 
 from __future__ import annotations
