@@ -9,7 +9,7 @@ with the sets of characters that sacremoses and this Python use. `tokenizers` re
   from text anyway.
 
 What still differs: pairs cut to an odd number of tokens (where `tokenizers` gives the odd one to the longer text, or
-the second), the types of pairs without special tokens, and capital sigmas beside characters of a newer Unicode.
+the second), and the types of pairs without special tokens.
 """
 
 from __future__ import annotations
@@ -163,10 +163,9 @@ def _between(before: str, change: tuple[str, str], after: str) -> list[Step]:
 @functools.cache
 def _sigma() -> str:
     """Python writes Σ at the end of a word ς, which no other lower-casing of single characters does."""
-    cased = _set(c for c in _characters() if c.lower() != c.upper())
-    ignored = _set(
-        c for c in _characters() if unicodedata.category(c) in ("Mn", "Me", "Cf", "Lm", "Sk") or c in "'.:·’‧"
-    )
+    letters = {c for c in _characters() if f"{c}Σ".lower()[-1] == "ς"}
+    ignored = _set(c for c in _characters() if c not in letters and f"A{c}Σ".lower()[-1] == "ς")
+    cased = _set(letters)
     return rf"[{cased}][{ignored}]*\KΣ(?![{ignored}]*[{cased}])"
 
 

@@ -46,22 +46,22 @@ READERS = {
 def main(name, folder):
     texts = json.load(sys.stdin)
     # onnxruntime-extensions imports these when they are there, which takes seconds, and its tokenizer needs neither.
-    sys.modules["torch"] = sys.modules["transformers"] = None
+    sys.modules.update(dict.fromkeys(("torch", "transformers")))  # type: ignore[arg-type]
     # What the libraries print goes elsewhere: the answer has standard output to itself.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    found = {"version": importlib.metadata.version(name.replace("-", "_"))}
+    found: dict[str, object] = {"version": importlib.metadata.version(name.replace("-", "_"))}
     try:
         encode = READERS[name](folder)
     except Exception as error:
         found["refused"] = f"{type(error).__name__}: {error}"
     else:
-        found["ids"] = []
+        found["ids"] = ids = []
         for text in texts:
             try:
-                found["ids"].append(encode(text))
+                ids.append(encode(text))
             except Exception:
-                found["ids"].append(None)
+                ids.append(None)
     json.dump(found, answer)
     answer.flush()
     os._exit(0)  # destructors of half-loaded readers may abort
