@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ...runtime.errors import RequestError
 from ...runtime.manifest import Artifact, Dim, TensorSpec
@@ -44,17 +46,20 @@ class UnsupportedOperation:
 
 @dataclass(frozen=True)
 class Target:
-    """A format. The three functions are all that the pipeline knows of it.
+    """A format. These functions are all that the pipeline knows of it.
 
     `plan(captured, options)`: the manifest's entry for the artifact: path, dtypes, dims, precision, oldest system.
     `unsupported(captured, artifact)`: every operation that cannot be lowered, found before the long conversion starts.
     `lower(captured, artifact, identity, path)`: writes the artifact, with the manifest's identity inside.
+    `calibrate(captured, artifact, feeds)`: the planned artifact with what `lower` must know of a plan's static
+        activations, from example inputs; None when the target needs nothing.
     """
 
     name: str
     plan: Callable[[Captured, Options], Artifact]
     unsupported: Callable[[Captured, Artifact], Sequence[UnsupportedOperation]]
     lower: Callable[[Captured, Artifact, str, Path], None]
+    calibrate: Callable[[Captured, Artifact, Iterable[Mapping[str, np.ndarray]]], Artifact] | None = None
 
 
 def requested_axes(captured: Captured, options: Options) -> dict[str, Dim]:

@@ -17,9 +17,10 @@ import dataclasses
 import difflib
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ...runtime.errors import PalmtopError, RequestError
@@ -179,4 +180,11 @@ def _oldest_ios(captured: Captured, inputs: tuple[TensorSpec, ...]) -> str:
     return "18" if has_attention or has_state or enumerated > 1 else str(weights)
 
 
-TARGET = Target(name="coreml", plan=plan, unsupported=unsupported, lower=lower)
+def calibrate(captured: Captured, artifact: Artifact, feeds: Iterable[Mapping[str, np.ndarray]]) -> Artifact:
+    """The artifact with the ranges that static activations need (`coreml_calibrate.calibrated`)."""
+    from .coreml_calibrate import calibrated
+
+    return calibrated(captured, artifact, feeds)
+
+
+TARGET = Target(name="coreml", plan=plan, unsupported=unsupported, lower=lower, calibrate=calibrate)

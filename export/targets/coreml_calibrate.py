@@ -2,7 +2,8 @@
 
 coremltools calibrates by `MLModel.predict`, which needs a Mac. Here palmtop's own interpreter runs a first package, in
 which weights are integers already and inputs of layers are left alone; the ranges it finds go into the artifact, and
-`lower` writes the second package by them.
+`lower` writes the second package by them. They are the least and greatest number seen: narrower ones, with the least
+squared error, clip the few large numbers that Transformers carry from layer to layer (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from ...runtime.manifest import Artifact
 from ...runtime.mil.ranges import activation_ranges
 from ..capture import Captured
 from ..modules import user_path
-from .coreml import lower
+from . import Options
+from .coreml import lower, plan
 from .coreml_schemes import parameter_of, value_names
-
-RANGES = "input_ranges"
 
 
 def needs_ranges(captured: Captured) -> bool:
@@ -40,7 +40,8 @@ def calibrated(
     """The artifact with `quantization["input_ranges"]`: parameter, as the user's model names it -> [least, greatest].
 
     Args:
-        captured: with a plan applied. feeds: inputs that the artifact takes (one row each, no padding).
+        captured: with a plan applied.
+        feeds: inputs of one row each, of any length that the model takes, without padding.
 
     Raises:
         RequestError: no inputs, NaN in or from them, or a layer that they never reach.
@@ -49,9 +50,11 @@ def calibrated(
         return artifact
     names = value_names(captured.quantized)
     plain = {name: _without_rounding(weight) for name, weight in captured.quantized.items()}
+    unrounded = dataclasses.replace(captured, quantized=plain)
+    free = plan(unrounded, Options(precision=artifact.precision))  # of any length, whatever the artifact takes
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "calibration.mlpackage"
-        lower(dataclasses.replace(captured, quantized=plain), artifact, "", package)
+        lower(unrounded, dataclasses.replace(artifact, inputs=free.inputs, outputs=free.outputs), "", package)
         seen = activation_ranges(package, feeds, progress)
     ranges: dict[str, list[float]] = {}
     for value, (low, high) in sorted(seen.items()):
@@ -69,7 +72,7 @@ def calibrated(
             f"{user_path(missing[0])}: no input of a layer with this weight was seen in calibration, so it cannot have "
             "static activations. The nearest scheme: int8 per channel without activations."
         )
-    return dataclasses.replace(artifact, quantization={**(artifact.quantization or {}), RANGES: ranges})
+    return dataclasses.replace(artifact, quantization={**(artifact.quantization or {}), "input_ranges": ranges})
 
 
 def _without_rounding(weight: QuantizedWeight) -> QuantizedWeight:

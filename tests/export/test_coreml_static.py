@@ -130,6 +130,19 @@ def test_convolutions_read_rounded_inputs(tmp_path):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_an_artifact_of_one_length_is_calibrated_on_any(tmp_path):
+    layer, sequence = torch.nn.Linear(64, 96), Dim(symbol="sequence", min=2, max=48)
+    plain = captured_module(Call(lambda self, x: self.layer(x), layer=layer), (BATCH, sequence, Dim(size=64)))
+    quantized = with_integers(plain, STATIC)
+    artifact = TARGET.plan(quantized, Options(precision="int8", lengths=(8,)))
+    data = feeds(2, shape=(1, 5, 64)) + feeds(3, shape=(1, 11, 64))
+    calibrated_artifact = TARGET.calibrate(quantized, artifact, data)
+    assert calibrated_artifact.inputs == artifact.inputs
+    assert list(calibrated_artifact.quantization["input_ranges"]) == ["layer.weight"]
+    program = lowered(quantized, calibrated_artifact, tmp_path / "m.mlpackage")
+    assert program.predict(feeds(1, shape=(1, 8, 64))[0])["y"].shape == (1, 8, 96)
+
+
 def test_a_plan_without_static_activations_needs_no_ranges(layers):
     quantized = with_integers(layers, Scheme(8))
     artifact = planned(quantized)

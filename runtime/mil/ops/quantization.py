@@ -32,6 +32,8 @@ def quantize(
 
     Ties go to even, as in coremltools' `quantize_by_scale_and_zp`; Apple does not document its own. NaN gives 0.
     """
+    if output_dtype not in ("int8", "uint8"):
+        raise ValueError(f"quantizes to int8 or uint8, not to {output_dtype}")
     limits = np.iinfo(HELD[output_dtype])
     y = np.rint(input / along(scale, input.ndim, axis))
     if zero_point is not None:
