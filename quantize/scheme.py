@@ -24,7 +24,8 @@ class Scheme:
     """How one weight is stored, and what its layer does with its input.
 
     bits: of a stored integer: 8 or 4; palettes also 6 or 2.
-    granularity: one scale a `tensor`, a `channel` (a row of the weight), or a `block` of `block` inputs of a row.
+    granularity: one scale a `tensor`, a `channel` (a row of the weight), or a `block` of `block` inputs of a row; of a
+        palette, one table a tensor, a row, or `block` neighbouring rows.
     symmetric: without zero points.
     form: `linear` (integer times scale) or `palette` (index into a table of 2^bits numbers).
     activations: whether the layer's input is rounded to 8 bits too: `none`, `dynamic` (by each row's own range, as it
@@ -42,17 +43,20 @@ class Scheme:
         for value, known, what in (
             (self.bits, _BITS, "bits"),
             (self.granularity, _GRANULARITIES, "granularity"),
+            (self.symmetric, (True, False), "symmetric"),
             (self.form, _FORMS, "form"),
             (self.activations, _ACTIVATIONS, "activations"),
         ):
-            if value not in known:
+            if value not in known or type(value) is not type(known[0]):
                 raise RequestError(f"A scheme's {what} is one of {', '.join(map(str, known))}, not {value!r}.")
         if (self.granularity == "block") != (self.block is not None):
             raise RequestError("A scheme has a block size when, and only when, its granularity is 'block'.")
-        if self.block is not None and (self.block < 1 or not isinstance(self.block, int)):
+        if self.block is not None and (type(self.block) is not int or self.block < 1):
             raise RequestError(f"A block is a positive number of weights, not {self.block!r}.")
         if self.form == "linear" and self.bits in (6, 2):
             raise RequestError(f"{self.bits} bits exist as a palette only; linear schemes have 8 or 4.")
+        if self.form == "palette" and not self.symmetric:
+            raise RequestError("A palette has no zero points: its numbers lie where the weights do.")
 
     def __str__(self) -> str:
         """`int8 per channel, dynamic activations`."""
@@ -85,8 +89,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.rounding not in _ROUNDINGS:
             raise RequestError(f"Rounding is one of {', '.join(_ROUNDINGS)}, not {self.rounding!r}.")
-        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
-            raise RequestError(f"Smoothing is between 0 and 1, not {self.smoothing}.")
+        smoothing = self.smoothing
+        if smoothing is not None and not (isinstance(smoothing, (int, float)) and 0 <= smoothing <= 1):
+            raise RequestError(f"Smoothing is between 0 and 1, not {smoothing!r}.")
 
     @property
     def precision(self) -> str:
@@ -127,10 +132,14 @@ class Plan:
         unknown = set(document) - {"plan_version", "smoothing", "rounding", "weights"}
         if unknown:
             raise RequestError(f"A quantization plan has no field {', '.join(sorted(unknown))}.")
-        try:
-            weights = {name: Scheme(**entry) for name, entry in document["weights"].items()}
-        except TypeError as error:
-            raise RequestError(f"A scheme of the plan cannot be read: {error}.") from error
+        weights = {}
+        for name, entry in document["weights"].items():
+            try:
+                weights[name] = Scheme(**entry)
+            except TypeError as error:
+                raise RequestError(f"{name}: its scheme cannot be read: {error}.") from error
+            except RequestError as error:
+                raise RequestError(f"{name}: {error}") from error
         return cls(weights, document.get("smoothing"), document.get("rounding", "gptq"))
 
     @classmethod

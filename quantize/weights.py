@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from .palette import Palette, find_palette
 from .scheme import Scheme
 
 # Kernels without VNNI add two products of an 8-bit input (0..255) and an 8-bit weight in 16 bits, saturating: two
@@ -19,10 +22,14 @@ _ENDS = tuple(1 - 0.02 * step for step in range(16))
 class QuantizedWeight:
     """A weight as targets store it: weight[row, column] = (integers - zero_points) * scales of its block.
 
+    Of palettes, weight[row, column] = palette[group of the row, integers].
+
     scheme: how it was made. transposed: the parameter itself lies as (columns, rows).
-    integers: (rows, columns) int8, rows being outputs or table entries, columns the inputs that are summed over.
+    integers: (rows, columns) int8, rows being outputs or table entries, columns the inputs that are summed over; of
+        palettes uint8, places in the table.
     scales: (rows, blocks) fp32, blocks being 1 but for block-wise schemes. zero_points: the same shape, int8, or None.
     shape: of the parameter.
+    palette: (groups, 2^bits) fp32, ascending; rows / groups neighbouring rows share a table. None of linear schemes.
     """
 
     scheme: Scheme
@@ -31,6 +38,7 @@ class QuantizedWeight:
     zero_points: torch.Tensor | None
     shape: tuple[int, ...]
     transposed: bool = False
+    palette: torch.Tensor | None = None
 
     @property
     def block(self) -> int:
@@ -39,15 +47,21 @@ class QuantizedWeight:
 
     def dequantize(self) -> torch.Tensor:
         """The weight in fp32, in the parameter's layout."""
+        if self.palette is not None:
+            return self._in_layout(Palette(self.palette).values(self.integers))
         wide = self.integers.float().unflatten(1, (-1, self.block))
         if self.zero_points is not None:
             wide = wide - self.zero_points.float().unsqueeze(-1)
-        matrix = (wide * self.scales.unsqueeze(-1)).flatten(1)
+        return self._in_layout((wide * self.scales.unsqueeze(-1)).flatten(1))
+
+    def _in_layout(self, matrix: torch.Tensor) -> torch.Tensor:
         return (matrix.t() if self.transposed else matrix.reshape(self.shape)).contiguous()
 
     @property
     def bytes(self) -> int:
-        """About what it takes in a file: integers, fp32 scales, zero points."""
+        """About what it takes in a file: integers, fp32 scales, zero points; of palettes, the tables in fp16."""
+        if self.palette is not None:
+            return self.integers.numel() * self.scheme.bits // 8 + 2 * self.palette.numel()
         zeros = self.scales.numel() * self.scheme.bits // 8 if self.zero_points is not None else 0
         return self.integers.numel() * self.scheme.bits // 8 + 4 * self.scales.numel() + zeros
 
@@ -76,6 +90,11 @@ class Grid:
     def integers(self, values: torch.Tensor) -> torch.Tensor:
         found = torch.round(values / self.scale)
         return torch.clamp(found if self.zero is None else found + self.zero, self.low, self.high)
+
+    def expand(self, rows: int) -> Grid:
+        """The same grid for so many rows."""
+        zero = None if self.zero is None else self.zero.expand(rows, 1)
+        return Grid(self.scale.expand(rows, 1), zero, self.low, self.high)
 
     def values(self, integers: torch.Tensor) -> torch.Tensor:
         return (integers if self.zero is None else integers - self.zero) * self.scale
@@ -140,15 +159,13 @@ def quantize(
         hessian: (columns, columns), the sum of x x^T over the layer's inputs x; with it, weights are rounded one column
             after the other, those to come making up for the error so far (GPTQ, arXiv:2210.17323); None: to nearest.
     """
-    scheme = fitting(scheme, matrix.shape[1])
+    if hessian is not None and not bool(torch.isfinite(hessian).all()):
+        hessian = None  # inputs so large that their squares are beyond fp32
     work = matrix.detach().double() if hessian is not None else matrix.detach().float()
-    if scheme.granularity == "tensor":
-        grid = find_grid(work.reshape(1, -1), scheme)
-        integers = grid.integers(work)
-        scales = grid.scale.expand(len(work), 1)
-        zeros = None if grid.zero is None else grid.zero.expand(len(work), 1)
-    else:
-        integers, scales, zeros = _rows(work, scheme, hessian)
+    if scheme.form == "palette":
+        return _picked(work, scheme, shape, transposed, hessian)
+    scheme = fitting(scheme, matrix.shape[1])
+    integers, scales, zeros = _rows(work, scheme, hessian)
     return QuantizedWeight(
         scheme,
         integers.to(torch.int8).contiguous(),
@@ -159,34 +176,62 @@ def quantize(
     )
 
 
+def _picked(
+    work: torch.Tensor, scheme: Scheme, shape: tuple[int, ...], transposed: bool, hessian: torch.Tensor | None
+) -> QuantizedWeight:
+    rows = {"tensor": len(work), "channel": 1, "block": scheme.block or 1}[scheme.granularity]
+    if len(work) % rows:
+        rows, scheme = len(work), dataclasses.replace(scheme, granularity="tensor", block=None)
+    palette = find_palette(work, rows, scheme.bits, None if hessian is None else hessian.diagonal())
+    if hessian is None:
+        integers = palette.integers(work)
+    else:
+        integers = _gptq(work, hessian, work.shape[1], lambda part, importance: palette)
+    ones = torch.ones(len(work), 1)
+    tables = palette.tables.float().contiguous()
+    return QuantizedWeight(scheme, integers.to(torch.uint8).contiguous(), ones, None, tuple(shape), transposed, tables)
+
+
 _STRIDE = 128
 
 
 def _rows(
     work: torch.Tensor, scheme: Scheme, hessian: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    columns = work.shape[1]
-    block = scheme.block or columns
-    paired = scheme.bits == 8 and scheme.activations != "none"
-    if hessian is None:
-        grids = [find_grid(part, scheme) for part in work.split(block, 1)]
+    block = scheme.block or work.shape[1]
+    # Only symmetric weights meet 8-bit inputs in the kernels that add in 16 bits.
+    paired = scheme.bits == 8 and scheme.symmetric and scheme.activations != "none"
+    grids: list[Grid] = []
+
+    def find(part: torch.Tensor, importance: torch.Tensor | None) -> Grid:
+        if scheme.granularity == "tensor":
+            spread = None if importance is None else importance.repeat(len(part))
+            grids.append(find_grid(part.reshape(1, -1), scheme, spread).expand(len(part)))
+        else:
+            grids.append(find_grid(part, scheme, importance))
         if paired:
-            for grid, part in zip(grids, work.split(block, 1), strict=True):
-                _widen(grid, part)
-        found = [grid.integers(part) for grid, part in zip(grids, work.split(block, 1), strict=True)]
-        integers = torch.cat(found, 1)
+            _widen(grids[-1], part, scheme.granularity == "tensor")
+        return grids[-1]
+
+    if hessian is None:
+        integers = torch.cat([find(part, None).integers(part) for part in work.split(block, 1)], 1)
         if paired:
             _limit_pairs(integers)
     else:
-        integers, grids = _gptq(work, scheme, hessian, block, paired)
+        integers = _gptq(work, hessian, block, find, paired)
     scales = torch.cat([grid.scale for grid in grids], 1)
     zeros = None if scheme.symmetric else torch.cat([grid.zero for grid in grids if grid.zero is not None], 1)
     return integers, scales, zeros
 
 
 def _gptq(
-    work: torch.Tensor, scheme: Scheme, hessian: torch.Tensor, block: int, paired: bool
-) -> tuple[torch.Tensor, list[Grid]]:
+    work: torch.Tensor,
+    hessian: torch.Tensor,
+    block: int,
+    find: Callable[[torch.Tensor, torch.Tensor], Grid | Palette],
+    paired: bool = False,
+) -> torch.Tensor:
+    """Round column after column; `find` gives the grid of the next `block` columns, as they are by then."""
     columns = work.shape[1]
     work = work.clone()
     diagonal = hessian.diagonal().double()
@@ -194,16 +239,12 @@ def _gptq(
     hessian.diagonal().add_(0.01 * float(diagonal.mean()) + 1e-12)
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     integers = torch.zeros_like(work)
-    grids: list[Grid] = []
     stride = min(block, _STRIDE)
     for start in range(0, columns, stride):
         end = min(start + stride, columns)
         if start % block == 0:
-            part = work[:, start : start + block]
-            grids.append(find_grid(part, scheme, diagonal[start : start + block]))
-            if paired:
-                _widen(grids[-1], part)
-        grid, errors = grids[-1], torch.zeros(len(work), end - start, dtype=work.dtype)
+            grid = find(work[:, start : start + block], diagonal[start : start + block])
+        errors = torch.zeros(len(work), end - start, dtype=work.dtype)
         for column in range(start, end):
             value = work[:, column : column + 1]
             chosen = grid.integers(value)
@@ -215,16 +256,16 @@ def _gptq(
             errors[:, column - start : column - start + 1] = error
             work[:, column + 1 : end] -= error * inverse[column, column + 1 : end]
         work[:, end:] -= errors @ inverse[start:end, end:]
-    return integers, grids
+    return integers
 
 
-def _widen(grid: Grid, part: torch.Tensor) -> None:
-    """Let no two neighbours of an 8-bit row add up to more than `PAIR`."""
+def _widen(grid: Grid, part: torch.Tensor, together: bool) -> None:
+    """Let no two neighbours of an 8-bit row add up to more than `PAIR`. `together`: all rows have one scale."""
     if part.shape[1] < 2:
         return
     even = part[:, : part.shape[1] // 2 * 2]
     sums = (even[:, 0::2] + even[:, 1::2]).abs().amax(1, keepdim=True)
-    grid.scale = torch.maximum(grid.scale, sums / (PAIR - 1))
+    grid.scale = torch.maximum(grid.scale, (sums.amax() if together else sums) / (PAIR - 1))
 
 
 def _limit_pairs(integers: torch.Tensor) -> None:
