@@ -21,6 +21,7 @@ import numpy as np
 from coremltools.converters.mil.mil import Block, Operation, Program, Var, types
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil.block import Function
+from coremltools.optimize._utils import pack_elements_into_bits
 
 from ...quantize.weights import QuantizedWeight
 from ...runtime.errors import RequestError
@@ -99,7 +100,8 @@ def fp32_readers(program: Program, weights: Weights) -> set[str]:
 def fits_half(weight: QuantizedWeight) -> bool:
     """Whether integers times scales in fp16 still are the weight, up to the error that fp16 always brings."""
     exact = weight.dequantize()
-    half = dataclasses.replace(weight, scales=weight.scales.half().float()).dequantize().half().float()
+    palette = None if weight.palette is None else weight.palette.half().float()
+    half = dataclasses.replace(weight, scales=weight.scales.half().float(), palette=palette).dequantize().half().float()
     return bool((half - exact).norm() <= _SCALE_ERROR * exact.norm())  # infinite or NaN is not
 
 
@@ -131,34 +133,68 @@ def store_integers(program: Program, weights: Weights) -> dict[str, str]:
 
 def _constexpr(function: Function, weight: QuantizedWeight, transposed: bool, like: Operation, name: str) -> Var:
     """The weight as an operation on its integers, at the head of the function, so that all of it can read the value."""
-    scale_type = np.float16 if like.outputs[0].dtype == types.fp16 else np.float32
-    integers = weight.integers.numpy()
-    scales, zeros = weight.scales.numpy(), None if weight.zero_points is None else weight.zero_points.numpy()
-    if weight.scheme.granularity == "tensor":
-        scales, zeros = scales[:1], None if zeros is None else zeros[:1]
-    if len(weight.shape) > 2:
-        blocks = (*scales.shape, *[1] * (len(weight.shape) - 2))
-        integers, scales = integers.reshape(weight.shape), scales.reshape(blocks)
-        zeros = None if zeros is None else zeros.reshape(blocks)
-    elif transposed:
-        integers, scales, zeros = integers.T, scales.T, None if zeros is None else zeros.T
-    integers, scales = np.ascontiguousarray(integers), np.ascontiguousarray(scales).astype(scale_type)
+    dtype = np.float16 if like.outputs[0].dtype == types.fp16 else np.float32
     with function, mb.set_before_op(function.operations[0]):
-        if function.opset_version.value >= _IOS18:
-            kind = types.nptype_from_builtin(types.int8 if weight.scheme.bits == 8 else types.int4)
-            offset = {} if zeros is None else {"offset": np.ascontiguousarray(zeros).astype(kind)}
-            made = mb.constexpr_blockwise_shift_scale(data=integers.astype(kind), scale=scales, **offset, name=name)
-        else:
-            zeros = np.zeros(scales.shape, np.int8) if zeros is None else zeros
-            made = mb.constexpr_affine_dequantize(
-                quantized_data=integers,
-                scale=scales.reshape(()) if scales.size == 1 else scales.reshape(-1),
-                zero_point=zeros.reshape(()) if scales.size == 1 else zeros.reshape(-1),
-                axis=np.int32(1 if transposed else 0),
-                name=name,
-            )
+        make = _scaled if weight.palette is None else _picked
+        made = make(weight, transposed, dtype, function.opset_version.value >= _IOS18, name)
     _mark(made.op, like)
     return made
+
+
+def _scaled(weight: QuantizedWeight, transposed: bool, dtype: Any, modern: bool, name: str) -> Var:
+    """Integers, less a zero point, times a scale."""
+    scales, zeros = weight.scales.numpy().astype(dtype), None
+    if weight.zero_points is not None:
+        zeros = weight.zero_points.numpy()
+    if weight.scheme.granularity == "tensor":
+        scales, zeros = scales[:1], None if zeros is None else zeros[:1]
+    integers = _laid(weight.integers.numpy(), weight, transposed)
+    scales = _per_block(scales, weight, transposed)
+    zeros = None if zeros is None else _per_block(zeros, weight, transposed)
+    if modern:
+        kind = types.nptype_from_builtin(types.int8 if weight.scheme.bits == 8 else types.int4)
+        offset = {} if zeros is None else {"offset": zeros.astype(kind)}
+        return mb.constexpr_blockwise_shift_scale(data=integers.astype(kind), scale=scales, **offset, name=name)
+    zeros = np.zeros(scales.shape, np.int8) if zeros is None else zeros
+    shape: tuple[int, ...] = () if scales.size == 1 else (-1,)
+    return mb.constexpr_affine_dequantize(
+        quantized_data=integers,
+        scale=scales.reshape(shape),
+        zero_point=zeros.reshape(shape),
+        axis=np.int32(1 if transposed else 0),
+        name=name,
+    )
+
+
+def _picked(weight: QuantizedWeight, transposed: bool, dtype: Any, modern: bool, name: str) -> Var:
+    """Places in tables, each of which some neighbouring rows share."""
+    assert weight.palette is not None
+    tables, bits = weight.palette.numpy().astype(dtype), weight.scheme.bits
+    indices = _laid(weight.integers.numpy(), weight, transposed)
+    if modern:
+        kind = types.nptype_from_builtin(types.string_to_builtin(f"uint{bits}"))
+        groups = [len(tables) if axis == (1 if transposed else 0) else 1 for axis in range(indices.ndim)]
+        return mb.constexpr_lut_to_dense(indices=indices.astype(kind), lut=tables.reshape(*groups, -1, 1), name=name)
+    return mb.constexpr_lut_to_dense(
+        indices=pack_elements_into_bits(indices, bits),
+        lut=tables.reshape(-1),
+        shape=np.array(indices.shape, np.uint32),
+        name=name,
+    )
+
+
+def _laid(matrix: np.ndarray, weight: QuantizedWeight, transposed: bool) -> np.ndarray:
+    """A matrix (rows, columns) as the program has the weight."""
+    if transposed:
+        return np.ascontiguousarray(matrix.T)
+    return matrix.reshape(weight.shape) if len(weight.shape) > 2 else matrix
+
+
+def _per_block(matrix: np.ndarray, weight: QuantizedWeight, transposed: bool) -> np.ndarray:
+    """A matrix (rows, blocks) with the axes of the weight."""
+    if transposed:
+        return np.ascontiguousarray(matrix.T)
+    return matrix.reshape(*matrix.shape, *[1] * max(len(weight.shape) - 2, 0))
 
 
 _IOS18 = 9  # specification version

@@ -14,7 +14,7 @@ _PREFIX = "quantized__"
 
 
 def oldest_ios(quantized: Mapping[str, QuantizedWeight]) -> int:
-    """The first iOS that has the operations for these weights: 16 for 8 bits a channel, 18 for 4 bits and blocks.
+    """The first iOS that has the operations for these weights: 16 for 8 bits a channel and for one table, else 18.
 
     Raises:
         RequestError: Core ML cannot hold a scheme; names the nearest that it can.
@@ -27,10 +27,11 @@ def check_system(quantized: Mapping[str, QuantizedWeight], ios: str) -> None:
     for name, weight in quantized.items():
         needed = _oldest_for(name, weight)
         if needed > int(ios):
+            nearest = "int8 per channel" if weight.palette is None else f"palette{weight.scheme.bits} per tensor"
             static = weight.scheme.activations == "static" and int(ios) < 17
             raise RequestError(
                 f"{user_path(name)}: {weight.scheme} needs iOS {needed}, not {ios}. "
-                f"The nearest scheme there: int8 per channel{' without static activations' if static else ''}."
+                f"The nearest scheme there: {nearest}{' without static activations' if static else ''}."
             )
 
 
@@ -57,17 +58,16 @@ def parameter_of(value: str, names: Mapping[str, str]) -> str | None:
 
 def _oldest_for(name: str, weight: QuantizedWeight) -> int:
     scheme = weight.scheme
-    if scheme.form != "linear" or scheme.bits not in (8, 4):
-        nearest = "int8 per channel" if scheme.bits > 4 else "int4 per block of 32"
-        raise RequestError(
-            f"{user_path(name)}: Core ML artifacts hold integers of 8 or 4 bits, not {scheme}. The nearest: {nearest}."
-        )
     kernel = math.prod(weight.shape[2:])
     if len(weight.shape) > 2 and weight.scales.shape[1] > 1 and weight.block % kernel:
         raise RequestError(
             f"{user_path(name)}: in Core ML a block of a convolution's weights is a number of whole input channels, of "
             f"{kernel} weights each; {scheme} has other blocks. The nearest: int{scheme.bits} per channel."
         )
-    if scheme.bits == 4 or weight.scales.shape[1] > 1:
+    if weight.palette is not None:
+        modern = len(weight.palette) > 1
+    else:
+        modern = scheme.bits == 4 or weight.scales.shape[1] > 1
+    if modern:
         return 18
     return 17 if scheme.activations == "static" else 16

@@ -12,6 +12,7 @@ from palmtop.quantize.scheme import Scheme
 from palmtop.runtime.errors import RequestError
 from palmtop.runtime.manifest import Dim
 from palmtop.runtime.mil import Program
+from palmtop.runtime.mil.blobs import unpack
 
 from .coreml_models import BATCH, IDENTITY, SEQUENCE, Call, captured_module, kinds
 from .integers import compressed, dense, with_integers
@@ -127,6 +128,41 @@ def test_computing_in_fp32_leaves_nothing_but_the_order_of_sums(tied, tmp_path, 
     assert error(program, quantized, IDS) < 2e-6
 
 
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+@pytest.mark.parametrize(("granularity", "block", "ios"), [("tensor", None, "16.0"), ("block", 16, "18.0")])
+def test_palettes_are_tables_and_the_places_in_them(tied, tmp_path, bits, granularity, block, ios):
+    """In fp16 the numbers of a table are those of dense weights: rounded once each."""
+    quantized = with_integers(tied, Scheme(bits, granularity, block, form="palette"))
+    artifact = TARGET.plan(quantized, Options(precision="mixed"))
+    assert artifact.minimum_os["ios"] == ios
+    program = lower(quantized, tmp_path / "m.mlpackage")
+    found = compressed(tmp_path / "m.mlpackage")
+    assert len(found) == 3
+    for name, weight in quantized.quantized.items():
+        entry = found["quantized__" + name.replace(".", "_")]
+        assert entry.type == "constexpr_lut_to_dense"
+        indices = entry.values["indices"]
+        if ios == "16.0":
+            assert tuple(entry.values["shape"]) == tuple(weight.integers.shape)
+            indices = unpack(indices, f"uint{bits}", weight.integers.numel()) if bits < 8 else indices
+        else:
+            assert entry.dtypes["indices"] == f"uint{bits}"
+        np.testing.assert_array_equal(indices.reshape(weight.integers.shape), weight.integers.numpy())
+        tables = entry.values["lut"].reshape(weight.palette.shape)
+        np.testing.assert_array_equal(tables, weight.palette.numpy().astype(np.float16).astype(np.float32))
+    assert error(program, quantized, IDS) < 2e-3
+
+
+def test_convolutions_take_palettes(tmp_path):
+    layer = torch.nn.Conv2d(16, 32, 3)
+    plain = captured(Call(lambda self, x: self.layer(x), layer=layer), BATCH, *map(_size, (16, 8, 8)))
+    quantized = with_integers(plain, Scheme(4, "block", 8, form="palette"))
+    program = lower(quantized, tmp_path / "m.mlpackage", compute="fp32")
+    assert len(compressed(tmp_path / "m.mlpackage")) == 1
+    feeds = {"x": np.random.default_rng(1).standard_normal((1, 16, 8, 8)).astype(np.float32)}
+    assert error(program, quantized, feeds) < 2e-6
+
+
 def test_a_plan_may_mix_widths_and_leave_weights_alone(tied, tmp_path):
     quantized = with_integers(tied, {"up.weight": INT8, "head.weight": INT4})
     program = lower(quantized, tmp_path / "m.mlpackage", Options(precision="mixed"))
@@ -173,7 +209,10 @@ def _size(size: int) -> Dim:
     return Dim(size=size)
 
 
-def test_a_weight_that_a_program_has_transposed_is_stored_transposed():
+@pytest.mark.parametrize(
+    "scheme", [Scheme(4, "block", 16, symmetric=False), Scheme(8), Scheme(6, "block", 8, form="palette")], ids=str
+)
+def test_a_weight_that_a_program_has_transposed_is_stored_transposed(scheme):
     from palmtop.export.targets.coreml_compat import compatible
 
     with compatible():
@@ -182,7 +221,7 @@ def test_a_weight_that_a_program_has_transposed_is_stored_transposed():
         from palmtop.export.targets.coreml_quantize import Weights, store_integers
 
         plain = captured(Call(lambda self, x: self.layer(x), layer=torch.nn.Linear(64, 96)), BATCH, Dim(size=64))
-        weights = Weights(with_integers(plain, Scheme(4, "block", 16, symmetric=False)).quantized)
+        weights = Weights(with_integers(plain, scheme).quantized)
         (weight,) = weights.quantized.values()
         value = weight.dequantize().numpy()
 
@@ -191,9 +230,10 @@ def test_a_weight_that_a_program_has_transposed_is_stored_transposed():
             return mb.matmul(x=x, y=np.ascontiguousarray(value.T), name="y")
 
         assert list(store_integers(program, weights)) == ["quantized__layer_weight__transposed"]
-        (operation,) = program.functions["main"].find_ops(op_type="constexpr_blockwise_shift_scale")
+        (operation,) = program.functions["main"].find_ops(prefix="quantized__")
         np.testing.assert_array_equal(operation.materialized_val_inference(), value.T)
-        np.testing.assert_array_equal(operation.data.val, weight.integers.numpy().T)
+        stored = operation.indices if scheme.form == "palette" else operation.data
+        np.testing.assert_array_equal(stored.val, weight.integers.numpy().T)
 
 
 # --- precision -------------------------------------------------------------------------------------------------------
@@ -258,14 +298,13 @@ def test_an_older_system_than_the_scheme_needs_is_refused(tied, tmp_path):
         TARGET.lower(quantized, artifact, IDENTITY, tmp_path / "m.mlpackage")
 
 
-@pytest.mark.parametrize(("bits", "nearest"), [(6, "int8 per channel"), (2, "int4 per block of 32")])
-def test_palettes_are_refused_when_planned(tied, bits, nearest):
-    quantized = with_integers(tied, {"up.weight": INT8})
-    ((name, weight),) = quantized.quantized.items()
-    weight = dataclasses.replace(weight, scheme=Scheme(bits, "tensor", form="palette"))
-    quantized = dataclasses.replace(quantized, quantized={name: weight})
-    with pytest.raises(RequestError, match=rf"up\.weight: .*palette{bits} per tensor.*nearest: {nearest}"):
-        TARGET.plan(quantized, Options(precision="mixed"))
+def test_tables_for_groups_of_rows_are_refused_on_older_systems(tied, tmp_path):
+    from palmtop.export.targets.coreml import for_system
+
+    quantized = with_integers(tied, {"up.weight": Scheme(6, "block", 16, form="palette")})
+    artifact = for_system(TARGET.plan(quantized, Options(precision="mixed")), "16")
+    with pytest.raises(RequestError, match=r"up\.weight: palette6 .* needs iOS 18, not 16.*palette6 per tensor"):
+        TARGET.lower(quantized, artifact, IDENTITY, tmp_path / "m.mlpackage")
 
 
 def test_blocks_that_cut_a_convolutions_kernel_are_refused():
