@@ -24,7 +24,7 @@ Feeds = dict[str, np.ndarray]
 Advance = Callable[[], None]
 
 # More tokens than these change what is found by less than another choice of texts would.
-_MOST_TOKENS = 16384
+_MOST_TOKENS = 32768
 
 
 def preset_plan(captured: Captured, preset: Preset) -> Plan:

@@ -179,5 +179,6 @@ PRESETS: dict[str, Preset] = {
         embedding=Scheme(4, "block", 32),
         convolution=Scheme(8),
         min_agreement=0.98,
+        smoothing=0.5,
     ),
 }
