@@ -12,6 +12,8 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from .scheme import Scheme
 
 Ladder = tuple[Scheme | None, ...]  # smallest first; None, the last, is the weight as it is
@@ -44,41 +46,60 @@ class Table:
     def smallest(self, most: float, start: Mapping[str, int] | None = None) -> dict[str, int]:
         """The rung of each weight so that costs add up to no more than `most`, with few bytes.
 
-        Greedy: the step that saves most disagreement for a byte comes first; afterwards, steps that turned out not to
-        be needed are taken back. When even the top of all ladders costs more, that is what is given.
+        The step that saves most disagreement for a byte comes first, until the costs are within the budget; then
+        single weights, and pairs of them, change as long as that saves bytes. When even the top of all ladders costs
+        more, that is what is given.
 
         Args:
             start: rungs below which no weight goes (a preset's); None: the lowest.
         """
-        choice = dict(start) if start is not None else dict.fromkeys(self.rungs, 0)
+        floor = dict(start) if start is not None else dict.fromkeys(self.rungs, 0)
+        choice = dict(floor)
         total = self.cost(choice)
-        heap: list[tuple[float, str, int]] = []
+        heap: list[tuple[float, str, int, int]] = []
         for name in self.rungs:
             self._offer(heap, name, choice[name])
-        taken: list[tuple[str, int, int]] = []
         while total > most and heap:
-            _, name, rung = heapq.heappop(heap)
-            before = choice[name]
-            if rung <= before:
-                continue
+            _, name, before, rung = heapq.heappop(heap)
+            if choice[name] != before:
+                continue  # offered from a rung that was left since
             total += self.rungs[name][rung].cost - self.rungs[name][before].cost
             choice[name] = rung
-            taken.append((name, before, rung))
             self._offer(heap, name, rung)
-        for name, before, rung in taken:
-            back = self.rungs[name][before].cost - self.rungs[name][rung].cost
-            if choice[name] == rung and total + back <= most:
-                choice[name] = before
-                total += back
+        if total <= most:
+            self._improve(choice, most, floor)
         return choice
 
-    def _offer(self, heap: list[tuple[float, str, int]], name: str, at: int) -> None:
+    def _offer(self, heap: list[tuple[float, str, int, int]], name: str, at: int) -> None:
         here = self.rungs[name][at]
         for rung in range(at + 1, len(self.rungs[name])):
             there = self.rungs[name][rung]
             gain, bytes_more = here.cost - there.cost, there.size - here.size
             if gain > 0:
-                heapq.heappush(heap, (-gain / max(bytes_more, 1), name, rung))
+                heapq.heappush(heap, (-gain / max(bytes_more, 1), name, at, rung))
+
+    def _improve(self, choice: dict[str, int], most: float, floor: Mapping[str, int]) -> None:
+        """Change the one or two weights that save most bytes within the budget, until none do. In place."""
+        for _ in range(4 * len(choice)):
+            moves = [
+                (name, rung) for name, rungs in self.rungs.items() for rung in range(floor[name], len(rungs))
+            ]  # staying where it is is a move too: then the pair is a single one
+            costs = np.array([self.rungs[name][rung].cost - self._at(choice, name).cost for name, rung in moves])
+            sizes = np.array([self.rungs[name][rung].size - self._at(choice, name).size for name, rung in moves])
+            owners = np.array([place for place, name in enumerate(self.rungs) for _ in self.rungs[name][floor[name] :]])
+            fits = costs[:, None] + costs[None, :] <= most - self.cost(choice)
+            fits &= owners[:, None] != owners[None, :]
+            saved = np.where(fits, sizes[:, None] + sizes[None, :], 0)
+            first, second = np.unravel_index(int(saved.argmin()), saved.shape)
+            if saved[first, second] >= 0:
+                return
+            changed = choice | dict((moves[first], moves[second]))
+            if self.cost(changed) > most:  # by the last digit of the sum
+                return
+            choice.update(changed)
+
+    def _at(self, choice: Mapping[str, int], name: str) -> Rung:
+        return self.rungs[name][choice[name]]
 
 
 @dataclass
