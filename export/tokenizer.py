@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def _write_vocabulary(source: Source, folder: Path, data: dict[str, Any], kind: 
         if (source.folder / name).is_file():
             (folder / name).write_bytes((source.folder / name).read_bytes())
     if kind in ("unigram", "bpe") and not any(folder.glob("*.model")):
-        write_sentencepiece(folder, data, SENTENCES)
+        write_sentencepiece(folder, data, _bare_ids(source, SENTENCES))
 
 
 def _write_chat_templates(folder: Path, templates: str | dict[str, str] | None) -> None:
@@ -213,12 +214,18 @@ def prove_tokenizer(source: Source, folder: Path, spec: TokenizerSpec) -> None:
     """
     with quiet_transformers():
         cases = tokenizer_cases(source.tokenizer, source.slow_tokenizer)
-        bare = {case.text: source.tokenizer(case.text, add_special_tokens=False)["input_ids"] for case in cases}
+    bare = _bare_ids(source, [case.text for case in cases])
     for case in cases:
         _check_case(source, folder, spec, case)
     write_tokenizer_golden(folder / GOLDEN_TOKENS_NAME, cases)
     table = {"vectors": GOLDEN_TOKENS_NAME, "readers": compatibility(folder, cases, bare)}
     (folder / COMPATIBILITY_NAME).write_text(canonical_json(table), encoding="utf-8")
+
+
+def _bare_ids(source: Source, texts: Sequence[str]) -> dict[str, list[int]]:
+    """Text -> its ids without special tokens around."""
+    with quiet_transformers():
+        return {text: source.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts}
 
 
 def _check_case(source: Source, folder: Path, spec: TokenizerSpec, case: TokenizerCase) -> None:
@@ -277,7 +284,8 @@ def check_tokenizer(source: Source, folder: Path, texts: tuple[str, ...]) -> Non
     Raises:
         UnsupportedError: names the first text that differs and both sets of ids.
     """
-    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer.json"
+    backend = _backend(path, path.stat().st_mtime_ns)
     for text in texts:
         with quiet_transformers():
             expected = source.tokenizer(text)["input_ids"]

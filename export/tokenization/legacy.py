@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from tokenizers import Tokenizer
 
 from .spec import normalizer_steps, post_processor
 
@@ -68,25 +67,23 @@ def _piece(entry: Json, names: dict[int, str]) -> Json:
 # --- SentencePiece --------------------------------------------------------------------------------------------------
 
 
-def write_sentencepiece(folder: Path, data: Json, texts: Sequence[str]) -> None:
+def write_sentencepiece(folder: Path, data: Json, expected: dict[str, list[int]]) -> None:
     """`spiece.model`, rebuilt from a Unigram or BPE vocabulary with the same ids.
 
-    It is written only when SentencePiece itself reads it and gives the ids of `tokenizer.json` for these texts.
+    It is written only when SentencePiece itself reads it and gives what is `expected`: text -> ids of `tokenizer.json`.
     """
     pieces = _pieces(data)
     if pieces is None:
         return
     from sentencepiece import SentencePieceProcessor
 
-    backend = Tokenizer.from_str(json.dumps(data))
-    expected = [backend.encode(text, add_special_tokens=False).ids for text in texts]
     for prefix, collapse in _whitespace(data):
         model = _model(data, pieces, prefix, collapse)
         try:
             reader = SentencePieceProcessor(model_proto=model)
         except RuntimeError:
             return  # two unknown pieces, pieces that occur twice: nothing that SentencePiece can hold
-        if reader.encode(list(texts)) == expected:
+        if all(reader.encode(text) == ids for text, ids in expected.items()):
             (folder / "spiece.model").write_bytes(model)
             return
 
@@ -94,6 +91,8 @@ def write_sentencepiece(folder: Path, data: Json, texts: Sequence[str]) -> None:
 def _pieces(data: Json) -> list[tuple[str, float, int]] | None:
     """Piece, score and type by id; None when ids have gaps or there is no unknown piece."""
     model = data["model"]
+    if model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
+        return None
     special = {token["content"] for token in data["added_tokens"] if token["special"]}
     added = {token["content"] for token in data["added_tokens"]}
     if model["type"] == "Unigram":
@@ -151,8 +150,6 @@ def _model(data: Json, pieces: list[tuple[str, float, int]], prefix: bool, colla
         + _field(45, pieces[unk][0].encode())
     )
     charsmap = next((step["charsmap"] for step in normalizer_steps(data) if step["type"] == "precompiled"), "")
-    import base64
-
     normalizer = _field(1, b"custom" if charsmap else b"identity") + _field(2, base64.b64decode(charsmap))
     normalizer += _field(3, int(prefix)) + _field(4, int(collapse)) + _field(5, 1)
     return out + _field(2, trainer) + _field(3, normalizer)

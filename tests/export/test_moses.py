@@ -85,6 +85,14 @@ def test_the_plain_reader_gives_the_golden_vectors(both):
     assert wrong == []
 
 
+@pytest.mark.parametrize("name", ["flaubert lower-cased", "xlm"])
+def test_a_final_sigma_is_written_as_python_writes_it(tmp_path, name):
+    slow = VARIANTS[name](tmp_path)
+    fast = moses_backend(slow)
+    for text in ("ΟΔΟΣ ΟΔΟΣ", "Σ ΣΣ", "ç‘Σ", "aΣ.b", "aΣ:", "a\u00adΣ\u0301 Σ", "1Σ", "ΑΣ'Α", "ʰΣ", "aʰΣ"):
+        assert fast.encode(text).ids == slow(text)["input_ids"], text
+
+
 def test_offsets_point_into_the_text_as_it_was_given(tmp_path):
     fast = moses_backend(flaubert(tmp_path))
     text = "« L'été », dit-il… à 5\u00a0%!"
