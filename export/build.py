@@ -22,9 +22,10 @@ from ..runtime.session import Session
 from ..runtime.verify import ArtifactReport, Case, Report
 from .capture import Captured, Method, capture
 from .card import write_card
-from .compress import Cache, Request, compress
+from .compress import Request, compress
 from .fallback import keep_more
 from .judge import Judge
+from .remembered import Cache
 from .stamp import restamp
 from .subject import Subject
 from .targets import TARGETS, Options, Target, get_target
@@ -98,8 +99,10 @@ def build(
         if quantization is not None:
             judge = Judge(work, quantization, options, subject.reference, golden)
             calibration = subject.calibration(quantization.calibration)
-            asked = dataclasses.replace(quantization, plan=None), quantization.plan and quantization.plan.to_json()
-            remembered = Cache.of(base.identity, base.producer, options, asked, calibration)
+            versions = [importlib.metadata.version(package) for package in ("palmtop", "torch")]
+            model = [subject.info, versions, calibration, quantization.kind, quantization.prefer]
+            asked = [base.identity, base.producer, options, quantization.bound, quantization.metric, quantization.data]
+            remembered = Cache.of(model, asked)
             outcome = compress(captured, quantization, calibration, judge.execute, start, remembered)
             manifest, reports, told, trials = work.manifest, outcome.attempt.reports, outcome.told, outcome.rows
             artifacts = list(manifest.artifacts)

@@ -27,9 +27,10 @@ def text_feeds(inputs: TextInputs, path: Path | None = None) -> list[dict[str, A
     texts = read_texts(path) if path is not None else _own(task.name)
     feeds = []
     for entry in texts:
-        if task.rank == 3 or (task.name == "question-answering" and isinstance(entry, str)):
-            if task.rank == 3 or path is not None:
-                raise RequestError(f"{path}: {task.name} needs lines with a text and a text_pair.")
+        if isinstance(entry, str) and (task.rank == 3 or task.name == "question-answering"):
+            raise RequestError(
+                f"{path}: {task.name} needs JSON lines with a text and a text_pair; this is one text: {entry[:60]!r}."
+            )
         first, second = (entry, None) if isinstance(entry, str) else entry
         feeds.append(inputs.feeds([first], None if second is None else [second]))
     return feeds

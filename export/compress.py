@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..quantize.scheme import PRESETS, Plan, Scheme
-from ..quantize.search import Rung, Table, Trial, best, pareto, search
+from ..quantize.search import Table, Trial, best, pareto, search
 from ..quantize.sites import find_sites
 from ..runtime.errors import ParityError, RequestError
 from ..runtime.verify import ArtifactReport
 from .capture import Captured
 from .modules import user_path
 from .quantization import Advance, Feeds, Quantizer, check_plan, observe, preset_plan, single_rows
+from .remembered import Cache
 
 METRICS = ("cosine", "top1", "accuracy")
 # What sensitivities are measured on: the order of weights is clear long before their exact numbers.
@@ -251,7 +249,7 @@ def _searched(
         return trial
 
     trials = search(table, request.bound, attempt, most=_MOST_TRIALS)
-    chosen = best(trials)
+    chosen = best(trials) if request.prefer == "size" else _fastest(trials)
     if chosen is None and not request.keep_best:
         top = max(trials, key=lambda trial: trial.agreement)
         raise ParityError(
@@ -267,6 +265,12 @@ def _searched(
     front = {id(trial) for trial in pareto(trials)}
     rows = [_row(trial, trial is winner, id(trial) in front) for trial in trials]
     return _judged(Outcome(final, quantizer.captured, done[key][1], told, rows), request)
+
+
+def _fastest(trials: Sequence[Trial]) -> Trial | None:
+    """Of the trials that hold the one whose artifacts took least time, all of them together."""
+    passed = [trial for trial in trials if trial.passed]
+    return min(passed, key=lambda trial: sum(trial.details["milliseconds"].values()), default=None)
 
 
 def _key(choice: Mapping[str, int]) -> str:
@@ -295,68 +299,3 @@ def _told(request: Request, table: Table, winner: Trial, trials: Sequence[Trial]
 
 def _schemes(table: Table, trial: Trial) -> list[Scheme | None]:
     return list(table.schemes(trial.choice).values())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return [value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
-
-
-class Cache:
-    """Costs and trials of a search on disk, by what they depend on. An interrupted search goes on from there."""
-
-    def __init__(self, path: Path | None):
-        self._path = path
-        self._state: dict[str, Any] = {}
-        if path is not None and path.is_file():
-            try:
-                self._state = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:  # half-written by a process that was killed in an old version's way of writing
-                self._state = {}
-
-    @classmethod
-    def of(cls, *parts: Any) -> Cache:
-        """The cache of a search that depends on these values (`PALMTOP_CACHE` says where; empty: nowhere)."""
-        folder = os.environ.get("PALMTOP_CACHE", str(Path.home() / ".cache" / "palmtop"))
-        if not folder:
-            return cls(None)
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
-        return cls(Path(folder) / "searches" / f"{key}.json")
-
-    def table(self) -> Table | None:
-        if "table" not in self._state:
-            return None
-        rungs = {
-            path: [Rung(Scheme(**scheme) if scheme else None, size, cost) for scheme, size, cost in entries]
-            for path, entries in self._state["table"].items()
-        }
-        return Table(rungs)
-
-    def keep_table(self, table: Table) -> None:
-        self._state["table"] = {
-            path: [[rung.scheme.to_json() if rung.scheme else None, rung.size, rung.cost] for rung in rungs]
-            for path, rungs in table.rungs.items()
-        }
-        self._write()
-
-    def trial(self, key: str) -> Trial | None:
-        entry = self._state.get("trials", {}).get(key)
-        return Trial(choice={}, **entry) if entry is not None else None
-
-    def keep_trial(self, key: str, trial: Trial) -> None:
-        entry = dataclasses.asdict(trial)
-        del entry["choice"]
-        self._state.setdefault("trials", {})[key] = entry
-        self._write()
-
-    def _write(self) -> None:
-        if self._path is None:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            aside = self._path.with_suffix(f".{os.getpid()}")
-            aside.write_text(json.dumps(self._state), encoding="utf-8")
-            aside.replace(self._path)
-        except OSError:
-            self._path = None  # a search without memory is a search still

@@ -1,6 +1,7 @@
 """ONNX Runtime's own operations, as far as palmtop writes them.
 
-onnxscript builds nodes from schemas, and onnx knows only the standard's. These follow ONNX Runtime's ContribOperators.md.
+onnxscript builds nodes from schemas, and onnx knows only the standard's. These follow ONNX Runtime's
+ContribOperators.md.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 - Layers of 8 bits a row whose inputs are rounded as they run: `MatMulIntegerToFloat`. Inputs are rounded row by row
   (token by token), each by its own largest value, so that no token's answer depends on its neighbours or on padding;
   `DynamicQuantizeMatMul` takes one range for a whole batch.
-- Other layers: `MatMulNBits`, with scales repeated where a row has one. With `activations`, it rounds its inputs too, in
-  blocks of a row (accuracy level 4).
+- Other layers: `MatMulNBits`, with scales repeated where a row has one. With `activations`, it rounds its inputs too,
+  in blocks of a row (accuracy level 4).
 - Tables: `GatherBlockQuantized`. Convolutions, and rows that no block size divides: `DequantizeLinear`.
 
 The operations are written into the captured program as operations of our own, which exist only on the way.
@@ -26,6 +26,7 @@ from ...quantize.sites import Site, Use, find_sites, layer_input
 from ...quantize.weights import QuantizedWeight
 from ...runtime.errors import RequestError
 from ..capture import Captured
+from ..modules import user_path
 from ..normalize import prune
 from .onnx_contrib import contrib
 
@@ -154,9 +155,15 @@ class _Stored:
         self.program, self.site, self.weight = program, site, weight
         self._nodes: dict[str, Node] = {}
         scheme = weight.scheme
+        nearest = None
         if scheme.form != "linear":
+            nearest = "int8 per channel" if scheme.bits > 4 else "int4 per block of 32"
+        elif scheme.activations == "static":
+            nearest = str(scheme).replace("static", "dynamic")
+        if nearest is not None:
             raise RequestError(
-                f"ONNX Runtime has no kernel for palettes ({site.name}): use linear schemes of 4 or 8 bits."
+                f"ONNX Runtime has no kernel for {scheme}, the scheme of {user_path(site.name)}. "
+                f"The nearest that it has: {nearest}."
             )
 
     def buffer(self, role: str, make: Callable[[], torch.Tensor]) -> Node:
@@ -235,8 +242,8 @@ def _dequantized(stored: _Stored, node: Node) -> None:
     weight = stored.weight
     if weight.scales.shape[1] != 1 or weight.scheme.bits != 8:
         raise RequestError(
-            f"{stored.site.name}: {weight.scheme} cannot be stored in ONNX with rows of {weight.integers.shape[1]}. "
-            "The nearest that can is 8 bits per channel."
+            f"{user_path(stored.site.name)}: {weight.scheme} cannot be stored in ONNX with rows of "
+            f"{weight.integers.shape[1]}. The nearest that can: int8 per channel."
         )
     layout = weight.integers.t() if weight.transposed else weight.integers.reshape(weight.shape)
     axis = len(weight.shape) - 1 if weight.transposed else 0
