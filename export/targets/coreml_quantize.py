@@ -14,6 +14,7 @@ large are computed in fp32 (`fp32_readers`).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,35 +47,33 @@ class Weights:
     def __init__(self, quantized: Mapping[str, QuantizedWeight]) -> None:
         self.quantized = quantized
         self.names = value_names(quantized)
-        self._by_size: dict[int, list[str]] = {}
-        for name, weight in quantized.items():
-            self._by_size.setdefault(weight.integers.numel(), []).append(name)
-        self._dense: dict[tuple[str, np.dtype], np.ndarray] = {}
+        self._sizes = {weight.integers.numel() for weight in quantized.values()}
+        self._places: dict[np.dtype, dict[tuple, tuple[str, bool]]] = {}
 
     def find(self, value: np.ndarray) -> tuple[str, bool] | None:
         """The parameter whose weight this is, and whether it lies as (columns, rows) here."""
-        if value.dtype not in (np.float16, np.float32):
+        if value.size not in self._sizes or value.dtype not in (np.float16, np.float32):
             return None
-        for name in self._by_size.get(value.size, ()):
-            matrix = self._matrix(name, value.dtype)
-            if value.ndim == 2 and _same(value.T, matrix):
-                straight = _same(value, matrix)  # a square one may be both
-                return name, not straight
-            shape = tuple(self.quantized[name].shape) if value.ndim > 2 else matrix.shape
-            if value.shape == shape and _same(value.reshape(matrix.shape), matrix):
-                return name, False
-        return None
+        if value.dtype not in self._places:
+            self._places[value.dtype] = self._places_of(value.dtype)
+        return self._places[value.dtype].get(_key(value))
 
-    def _matrix(self, name: str, dtype: np.dtype) -> np.ndarray:
-        if (name, dtype) not in self._dense:
-            weight = self.quantized[name]
-            dense = dataclasses.replace(weight, transposed=False, shape=tuple(weight.integers.shape)).dequantize()
-            self._dense[name, dtype] = dense.numpy().astype(dtype)
-        return self._dense[name, dtype]
+    def _places_of(self, dtype: np.dtype) -> dict[tuple, tuple[str, bool]]:
+        """By shape and digest, so that dense weights need not be kept."""
+        straight: dict[tuple, tuple[str, bool]] = {}
+        turned: dict[tuple, tuple[str, bool]] = {}
+        for name, weight in self.quantized.items():
+            matrix = dataclasses.replace(weight, transposed=False, shape=tuple(weight.integers.shape)).dequantize()
+            with np.errstate(over="ignore"):
+                dense = matrix.numpy().astype(dtype)
+            straight.setdefault(_key(_laid(dense, weight, False)), (name, False))
+            if len(weight.shape) == 2:
+                turned.setdefault(_key(dense.T), (name, True))
+        return turned | straight
 
 
-def _same(value: np.ndarray, matrix: np.ndarray) -> bool:
-    return value.shape == matrix.shape and np.array_equal(value[:1], matrix[:1]) and np.array_equal(value, matrix)
+def _key(value: np.ndarray) -> tuple:
+    return value.shape, hashlib.blake2b(np.ascontiguousarray(value).data, digest_size=16).digest()
 
 
 def skipped_passes(quantized: Mapping[str, QuantizedWeight]) -> set[str]:
