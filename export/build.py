@@ -97,8 +97,8 @@ def build(
         told: tuple[str, ...] = ()
         trials: list[dict[str, Any]] = []
         if quantization is not None:
-            judge = Judge(work, quantization, options, subject.reference, golden)
             calibration = subject.calibration(quantization.calibration)
+            judge = Judge(work, quantization, options, subject.reference, golden, calibration)
             versions = [importlib.metadata.version(package) for package in ("palmtop", "torch")]
             model = [subject.info, versions, calibration, quantization.kind, quantization.prefer]
             asked = [base.identity, base.producer, options, quantization.bound, quantization.metric, quantization.data]

@@ -19,20 +19,25 @@ from ..runtime.tokenizer import Tokenizer
 from ..runtime.verify import ArtifactReport, decides, golden_cases
 from .capture import Captured
 from .compress import Attempt, Request
+from .quantization import Feeds, single_rows
 from .reference import Reference
-from .targets import Options
+from .targets import Options, Target
 from .work import Work, artifact_bytes
 
 
 @dataclass
 class Judge:
-    """Executes plans and scores the artifacts. `golden`: what the finished bundle will be verified on."""
+    """Executes plans and scores the artifacts.
+
+    golden: what the finished bundle will be verified on. calibration: inputs for targets that calibrate for themselves.
+    """
 
     work: Work
     request: Request
     options: Options
     reference: Reference
     golden: Sequence[GoldenCase]
+    calibration: Sequence[Feeds] = ()
     _data: Dataset | None = field(default=None, init=False)
     _score: float | None = field(default=None, init=False)
 
@@ -44,7 +49,7 @@ class Judge:
         """Lower a quantized model to every target in its place in the bundle, and judge the artifacts."""
         work = self.work
         options = dataclasses.replace(self.options, precision=plan.precision)
-        artifacts = [self._stated(target.plan(captured, options), plan) for target in work.targets]
+        artifacts = [self._planned(target, captured, options, plan) for target in work.targets]
         reports = [self._also_golden(report) for report in work.execute(captured, artifacts)]
         agreements = [report.agreed for report in reports if report.status != "not executed"]
         if self.request.metric == "top1":
@@ -58,7 +63,10 @@ class Judge:
             {entry.target: round(1000 * entry.seconds / max(entry.cases, 1), 2) for entry in reports},
         )
 
-    def _stated(self, artifact: Artifact, plan: Plan) -> Artifact:
+    def _planned(self, target: Target, captured: Captured, options: Options, plan: Plan) -> Artifact:
+        artifact = target.plan(captured, options)
+        if target.calibrate is not None:
+            artifact = target.calibrate(captured, artifact, single_rows(self.calibration))
         quantization = {**(artifact.quantization or {}), **self.request.stated(plan)}
         return dataclasses.replace(artifact, quantization=quantization)
 
