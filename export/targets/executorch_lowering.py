@@ -41,7 +41,7 @@ def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path)
         if artifact.precision == "fp16":
             keep = (artifact.quantization or {}).get("keep_fp32", ())
             half_precision(program, keep, to_half=to_half, to_float=to_float)
-        rewrite(program)
+        rewrite(program, rounds=any(each.scheme.activations != "none" for each in captured.quantized.values()))
         edge = to_edge_transform_and_lower(
             program,
             transform_passes=[known_slices, plain_reshapes],

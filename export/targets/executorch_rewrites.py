@@ -8,6 +8,7 @@ model into several delegates a layer. Here they are written in what XNNPACK has.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +18,16 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
 
+from ..normalize import MASKED, insert
 from ..normalize import _same_shape as same_shape
-from ..normalize import insert
 from .executorch_half import GELU_COEFFICIENTS, GELU_RANGE
 
 aten = torch.ops.aten
+
+_SDPA = aten.scaled_dot_product_attention.default
+
+# No kernel of XNNPACK's softmax takes more numbers of a row in one step.
+_STEP = 64
 
 # Up to this many columns a slice of the last axis is cheaper as a product with a 0/1 matrix than outside a delegate.
 _WIDEST_SELECTION = 128
@@ -42,9 +48,12 @@ _ELEMENTWISE = {
 _SOFTMAX = (aten.softmax.int, aten._softmax.default)
 
 
-def rewrite(program: ExportedProgram) -> None:
-    """Apply every rewrite to a program, in place. The program's dictionaries of weights must be its own."""
-    _apply(program, _REWRITES)
+def rewrite(program: ExportedProgram, rounds: bool = False) -> None:
+    """Apply every rewrite to a program, in place. The program's dictionaries of weights must be its own.
+
+    rounds: whether layers round their inputs to integers (see `_steady`).
+    """
+    _apply(program, _REWRITES | ({_SDPA: functools.partial(_attention, rounds=True)} if rounds else {}))
     _drop_leading_one(program)
     _half_numbers(program)
     program.graph.eliminate_dead_code()
@@ -87,7 +96,7 @@ def _arguments(node: Node) -> dict[str, Any]:
 # --- operations -----------------------------------------------------------------------------------------------------
 
 
-def _attention(program: ExportedProgram, node: Node) -> Node | None:
+def _attention(program: ExportedProgram, node: Node, rounds: bool = False) -> Node | None:
     """Attention on 3-D tensors (batch * heads, length, depth): two `bmm` around a softmax.
 
     PyTorch's own decomposition keeps 4-D tensors, broadcasts with `expand`, scales twice and mends rows that are
@@ -108,6 +117,8 @@ def _attention(program: ExportedProgram, node: Node) -> Node | None:
     heads, depth = shapes[0][1], shapes[0][3]
     scale = given["scale"] if given["scale"] is not None else 1 / math.sqrt(depth)
     query, key, value = (build(aten.flatten.using_ints, each, 0, 1) for each in (query, key, value))
+    if rounds and mask is not None:
+        key, value, mask = _steady(program, build, key, value, mask)
     scores = build(aten.bmm.default, build(aten.mul.Tensor, query, scale), build(aten.permute.default, key, [0, 2, 1]))
     if mask is not None and (_value(mask).dim() < 4 or str(_value(mask).shape[0]) == "1" == str(shapes[0][0])):
         while _value(mask).dim() > 3:
@@ -118,6 +129,25 @@ def _attention(program: ExportedProgram, node: Node) -> Node | None:
         scores = build(aten.flatten.using_ints, apart, 0, 1)
     mixed = build(aten.bmm.default, build(aten.softmax.int, scores, -1), value)
     return build(aten.unflatten.int, mixed, 0, [-1, heads])
+
+
+def _steady(program: ExportedProgram, build: _Builder, key: Node, value: Node, mask: Node) -> tuple[Node, Node, Node]:
+    """Keys, values and mask with masked keys behind them, enough for a whole step of XNNPACK's softmax.
+
+    It adds up the last, incomplete step of a row in another order, so that padding changes sums by a last digit.
+    Where layers round their inputs, that digit now and then decides between two integers.
+    """
+    shape = _value(key).shape
+    if not isinstance(shape[0], int) or any(str(size) != "1" for size in _value(mask).shape[:-1]):
+        return key, value, mask
+    nothing = add_constant(program, f"palmtop_no_keys_{shape[0]}_{shape[2]}", torch.zeros(shape[0], _STEP, shape[2]))
+    while _value(mask).dim() > 3:
+        mask = build(aten.squeeze.dim, mask, 0)
+    rank = _value(mask).dim()
+    # Lower than what masks hold: where every key is masked, those of the model still share the row.
+    masked = add_constant(program, f"palmtop_masked_{rank}", torch.full([1] * (rank - 1) + [_STEP], 2 * MASKED))
+    key, value = (build(aten.cat.default, [each, nothing], 1) for each in (key, value))
+    return key, value, build(aten.cat.default, [mask, masked], -1)
 
 
 def _matmul(program: ExportedProgram, node: Node) -> Node | None:
@@ -253,7 +283,7 @@ def _pool(program: ExportedProgram, node: Node) -> Node | None:
 
 
 _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
-    aten.scaled_dot_product_attention.default: _attention,
+    _SDPA: _attention,
     aten.matmul.default: _matmul,
     aten.layer_norm.default: _layer_norm,
     aten.mean.dim: _reduction,
