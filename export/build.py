@@ -70,6 +70,7 @@ def build(
     start = progress or (lambda what, steps: lambda: None)
     seconds = {} if seconds is None else seconds
     chosen = [get_target(name) for name in targets]
+    calibration = subject.calibration(quantization.calibration) if quantization is not None else []
     with timed(seconds, "reference"):
         advance = start("Running the reference", 1)
         cases = subject.cases()
@@ -97,7 +98,6 @@ def build(
         told: tuple[str, ...] = ()
         trials: list[dict[str, Any]] = []
         if quantization is not None:
-            calibration = subject.calibration(quantization.calibration)
             judge = Judge(work, quantization, options, subject.reference, golden, calibration)
             versions = [importlib.metadata.version(package) for package in ("palmtop", "torch")]
             model = [subject.info, versions, calibration, quantization.kind, quantization.prefer]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..quantize.scheme import PRESETS, Plan, Scheme
+from ..quantize.scheme import PRESETS, Plan, Preset, Scheme
 from ..quantize.search import Table, Trial, best, pareto, search
 from ..quantize.sites import find_sites
 from ..runtime.errors import ParityError, RequestError
@@ -39,6 +39,7 @@ class Request:
         equal decisions (`top1`), or the share of the reference's accuracy on `data` (`accuracy`).
     prefer: `size` or `speed`, of the plans that hold. calibration: a file of texts; None: palmtop's own.
     fallback: whether a preset that fails may give weights more bits. keep_best: leave a bundle when nothing holds.
+    activations: whether layers round their inputs (`none`, `dynamic`, `static`); None: as the preset has it.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Request:
     calibration: Path | None = None
     fallback: bool = True
     keep_best: bool = False
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -58,20 +60,31 @@ class Request:
             raise RequestError(f"--prefer is size or speed, not {self.prefer}.")
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise RequestError(f"--min-agreement is between 0 and 1, not {self.min_agreement}.")
+        if self.activations not in (None, "none", "dynamic", "static"):
+            raise RequestError(f"--activations is none, dynamic or static, not {self.activations}.")
+        if self.activations is not None and self.plan is not None:
+            raise RequestError("A plan states the activations of each layer itself: leave --activations out.")
         if (self.metric == "accuracy") != (self.data is not None):
             raise RequestError("--metric accuracy and --data FILE (labelled examples) need each other.")
+
+    def layers(self, preset: str) -> Preset:
+        """A preset with the activations that were asked for."""
+        found = PRESETS[preset]
+        if self.activations is None:
+            return found
+        return dataclasses.replace(found, layer=dataclasses.replace(found.layer, activations=self.activations))
 
     @property
     def bound(self) -> float:
         if self.min_agreement is not None:
             return self.min_agreement
-        return PRESETS[self.kind].min_agreement if self.kind in PRESETS else _AUTO_AGREEMENT
+        kind = self.plan.precision if self.plan is not None else self.kind
+        return PRESETS[kind].min_agreement if kind in PRESETS else _AUTO_AGREEMENT
 
     def stated(self, plan: Plan) -> dict[str, Any]:
-        """What the manifest says of an artifact's quantization."""
+        """What the manifest says of an artifact's quantization: a plan's own file gives the same bundle again."""
         schemes = Counter(str(scheme) for scheme in plan.weights.values())
         return {
-            "requested": self.kind,
             "metric": self.metric,
             "min_agreement": self.bound,
             "smoothing": plan.smoothing,
@@ -156,7 +169,7 @@ def _first_plan(captured: Captured, request: Request) -> Plan:
     if request.plan is not None:
         check_plan(captured, request.plan)
         return request.plan
-    plan = preset_plan(captured, PRESETS["int8" if request.kind == "auto" else request.kind])
+    plan = preset_plan(captured, request.layers("int8" if request.kind == "auto" else request.kind))
     if not plan.weights:
         raise RequestError("This model has no weight that is worth quantizing (4,096 numbers or more in one layer).")
     return plan
@@ -187,10 +200,10 @@ def _judged(outcome: Outcome, request: Request) -> Outcome:
 # --- the search -----------------------------------------------------------------------------------------------------
 
 
-def ladders(captured: Captured, plan: Plan, kind: str) -> dict[str, tuple[Scheme | None, ...]]:
+def ladders(captured: Captured, plan: Plan, request: Request) -> dict[str, tuple[Scheme | None, ...]]:
     """The schemes that each weight may have, smallest first."""
     found: dict[str, tuple[Scheme | None, ...]] = {}
-    small, large = PRESETS["int4"], PRESETS["int8"]
+    small, large = request.layers("int4"), request.layers("int8")
     for site in find_sites(captured.program):
         path = user_path(site.name)
         if path not in plan.weights:
@@ -202,7 +215,7 @@ def ladders(captured: Captured, plan: Plan, kind: str) -> dict[str, tuple[Scheme
             steps = (small.embedding, large.embedding, None)
         else:
             steps = (small.layer, large.layer, None)
-        found[path] = steps[1:] if kind == "int8" and len(steps) > 2 else steps
+        found[path] = steps[1:] if request.kind == "int8" and len(steps) > 2 else steps
     return found
 
 
@@ -215,7 +228,7 @@ def _searched(
     start: Start,
     cache: Cache | None,
 ) -> Outcome:
-    steps = ladders(quantizer.captured, plan, request.kind)
+    steps = ladders(quantizer.captured, plan, request)
     if request.prefer == "speed":  # 8-bit kernels are the fast ones; 4 bits are for size
         steps = {path: ladder[-2:] for path, ladder in steps.items()}
     cache = cache or Cache(None)

@@ -101,7 +101,7 @@ def find_sites(program: ExportedProgram) -> list[Site]:
 
 
 def _use(node: Node, weight: Node) -> Use | None:
-    place, kind, transposed = _READERS.get(node.target, (None, "", False))  # type: ignore[arg-type]
+    place, kind, transposed = _READERS.get(node.target, (None, "", False))
     if place is None or len(node.args) <= place or node.args[place] is not weight:
         return None
     if sum(argument is weight for argument in node.all_input_nodes) != 1:

@@ -226,8 +226,9 @@ def _rewrite(stored: _Stored, node: Node, use: Use) -> None:
     elif use.kind == "linear" and stored.block is not None:
         rounded = weight.scheme.activations != "none"
         rows = weight.integers.shape[0]
-        arguments = (stored.packed(), stored.scales(), stored.zeros(), rows, weight.scheme.bits, stored.block, rounded)
-        _replace_linear(node, _ours.block_linear.default, arguments)
+        integers = (stored.packed(), stored.scales(), stored.zeros())
+        settings = (rows, weight.scheme.bits, stored.block, rounded)
+        _replace_linear(node, _ours.block_linear.default, (*integers, *settings))
     else:
         _dequantized(stored, node)
 
