@@ -42,6 +42,7 @@ def export_checkpoint(
     plan: str | Path | Plan | None = None,
     prefer: str = "size",
     keep_best: bool = False,
+    activations: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     force: bool = False,
@@ -67,6 +68,8 @@ def export_checkpoint(
         calibration: a file of texts like those of your users; None: palmtop's own, in 30 languages.
         plan: a quantization plan (see `palmtop.quantize.scheme.Plan`) or its file, in place of `quantize`.
         prefer: of plans that hold, the smallest (`size`) or the fastest (`speed`), for auto.
+        activations: whether layers of int8, int4 and auto round their inputs to 8 bits: `none`, `dynamic` (each token
+            by its own range) or `static` (by calibrated ranges, in Core ML; others take dynamic ones).
         keep_best: write the bundle that agrees best when none agrees enough.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the checkpoint.
@@ -76,7 +79,9 @@ def export_checkpoint(
     Raises:
         ParityError, RequestError, DamagedError, UnsupportedError: see `palmtop.runtime.errors`.
     """
-    quantization = _quantization(quantize, plan, min_agreement, metric, data, calibration, prefer, fallback, keep_best)
+    quantization = _quantization(
+        quantize, plan, min_agreement, metric, data, calibration, prefer, fallback, keep_best, activations
+    )
     options = _options(quantize if quantization is None else "none", lengths, max_length, dynamic, keep_fp32)
     check_destination(Path(destination), force)
     seconds: dict[str, float] = {}
@@ -114,6 +119,7 @@ def export_module(
     plan: str | Path | Plan | None = None,
     prefer: str = "size",
     keep_best: bool = False,
+    activations: str | None = None,
     license: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -133,7 +139,9 @@ def export_module(
     Raises:
         ParityError, RequestError, UnsupportedError: see `palmtop.runtime.errors`.
     """
-    quantization = _quantization(quantize, plan, min_agreement, metric, None, None, prefer, fallback, keep_best)
+    quantization = _quantization(
+        quantize, plan, min_agreement, metric, None, None, prefer, fallback, keep_best, activations
+    )
     options = _options(quantize if quantization is None else "none", None, None, True, keep_fp32)
     check_destination(Path(destination), force)
     subject = module_subject(
@@ -174,6 +182,7 @@ def _quantization(
     prefer: str,
     fallback: bool,
     keep_best: bool,
+    activations: str | None,
 ) -> Request | None:
     if plan is not None and quantize not in ("none", "plan"):
         raise RequestError(f"A plan takes the place of --quantize {quantize}: give one of the two.")
@@ -181,7 +190,15 @@ def _quantization(
     if kind not in (*QUANTIZATIONS, "plan"):
         raise RequestError(f"Unknown quantization '{quantize}'. Known: {', '.join(QUANTIZATIONS)}.")
     if kind in PRECISIONS:
-        if min_agreement is not None or metric != "cosine" or data or calibration or keep_best or prefer != "size":
+        if (
+            min_agreement is not None
+            or metric != "cosine"
+            or data
+            or calibration
+            or keep_best
+            or activations
+            or prefer != "size"
+        ):
             raise RequestError(f"--quantize {kind} is held to parity itself; agreement is for int8, int4 and auto.")
         return None
     return Request(
@@ -194,6 +211,7 @@ def _quantization(
         calibration=Path(calibration) if calibration is not None else None,
         fallback=fallback,
         keep_best=keep_best,
+        activations=activations,
     )
 
 

@@ -64,6 +64,11 @@ def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
     precision.add_argument(
         "--calibrate", metavar="FILE", help="texts like your users', a line or JSON line each (default: palmtop's own)"
     )
+    precision.add_argument(
+        "--activations",
+        metavar="HOW",
+        help="what quantized layers round of their inputs: none, dynamic or static (default: dynamic)",
+    )
     precision.add_argument("--plan", metavar="FILE", help="a quantization plan, such as a bundle's plan.json")
     precision.add_argument("--prefer", default="size", help="of plans that hold, for auto: size or speed")
     precision.add_argument(
@@ -114,6 +119,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             plan=arguments.plan,
             prefer=arguments.prefer,
             keep_best=arguments.keep_best,
+            activations=arguments.activations,
             revision=arguments.revision,
             trust_remote_code=arguments.trust_remote_code,
             force=arguments.force,
