@@ -69,7 +69,7 @@ def export_checkpoint(
         plan: a quantization plan (see `palmtop.quantize.scheme.Plan`) or its file, in place of `quantize`.
         prefer: of plans that hold, the smallest (`size`) or the fastest (`speed`), for auto.
         activations: whether layers of int8, int4 and auto round their inputs to 8 bits: `none`, `dynamic` (each token
-            by its own range) or `static` (by calibrated ranges, in Core ML; others take dynamic ones).
+            by its own range) or `static` (by calibrated ranges; Core ML alone).
         keep_best: write the bundle that agrees best when none agrees enough.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the checkpoint.
