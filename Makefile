@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := build/intents.bundle
+WEB := sample_apps/web
+# The app for browsers needs node; its tests say so where there is none.
+WEB_BUILT := $(if $(shell command -v npm),$(WEB)/build/.built)
 SENTENCE ?= réveille-moi à sept heures
 
-.PHONY: demo test check format conformance bench fuzz install clean help
+.PHONY: demo test web web-build check format conformance bench fuzz install clean help
 
 help:
 	@echo "make demo         export the sample checkpoint to all formats, verify it, run a sentence through each"
 	@echo "make test         the test suite"
+	@echo "make web          the sample app for browsers, built with the sample bundle and served on this machine"
 	@echo "make check        ruff and mypy"
 	@echo "make conformance  coremltools' own operator tests, executed by palmtop's interpreter"
 	@echo "make fuzz         rebuilt tokenizers against those of transformers, on 100,000 texts each"
@@ -32,8 +36,26 @@ demo: $(STAMP)
 	$(BIN)/palmtop export sample_apps/checkpoints/intents -o $(DEMO) --force
 	$(BIN)/palmtop run $(DEMO) "$(SENTENCE)" --target all
 
-test: $(STAMP)
+test: $(STAMP) $(WEB_BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+web-build: $(WEB)/build/.built
+
+$(WEB)/node_modules/.installed: $(WEB)/package-lock.json $(WEB)/package.json
+	cd $(WEB) && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+WEB_SOURCES := $(shell find $(WEB)/src $(WEB)/scripts $(WEB)/public -type f) \
+	$(addprefix $(WEB)/,index.html examples.json vite.config.ts tsconfig.json) \
+	runtime/manifest.schema.json runtime/tokenizer_spec.schema.json
+
+$(WEB)/build/.built: $(WEB)/node_modules/.installed $(WEB_SOURCES)
+	cd $(WEB) && npm run --silent build -- --logLevel warn && npm run --silent golden
+	@touch $@
+
+web: $(STAMP) $(WEB)/build/.built
+	$(BIN)/palmtop export sample_apps/checkpoints/intents -o build/web/intents.bundle --to onnx --force
+	cd $(WEB) && node scripts/embed.mjs dist ../../build/web/intents.bundle && npm run --silent preview
 
 # The folders are the packages palmtop.*; type checkers see them so through links under build/.
 check: $(STAMP)

@@ -8,10 +8,12 @@ import functools
 import http.server
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 
 WEB = Path(__file__).resolve().parents[2] / "sample_apps" / "web"
+PATIENCE = 120  # seconds for an answer or a change of the page, on the slowest machine
 _ARGUMENTS = (
     "--headless",
     "--no-sandbox",
@@ -31,8 +34,13 @@ _ARGUMENTS = (
     "about:blank",
 )
 # Chromium reads commands from descriptor 3 and writes to 4. A child process puts them there, and becomes the browser.
-_BECOME = "import os, sys; a, b = map(int, sys.argv[1:3]); x = os.dup(b); os.dup2(a, 3); os.dup2(x, 4); "
-_BECOME += "os.set_inheritable(3, True); os.set_inheritable(4, True); os.execvp(sys.argv[3], sys.argv[3:])"
+_BECOME = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 def needed(program: str) -> str:
@@ -131,6 +139,8 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            if not select.select([self._in], [], [], PATIENCE)[0]:
+                raise TimeoutError(f"the browser said nothing for {PATIENCE} s; the page: {self.errors}")
             data = os.read(self._in, 1 << 16)
             if not data:
                 raise RuntimeError("the browser ended")
@@ -154,14 +164,22 @@ class Browser:
         return answer["result"].get("value")
 
     def open(self, address: str) -> None:
+        """Go to an address, and wait until its page is there."""
+        self.evaluate("window.before = true")
         self.send("Page.navigate", url=address)
+        self.wait_for("!window.before && document.readyState === 'complete'")
 
     def wait_for(self, expression: str) -> Any:
         """Wait until an expression is true in the page, and return its value."""
-        return self.evaluate(
-            f"new Promise((done) => {{ const look = () => {{ let value; try {{ value = ({expression}); }} catch {{}}"
-            " if (value) done(value); else setTimeout(look, 20); }; look(); })"
-        )
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with contextlib.suppress(RuntimeError):  # the page is being replaced, or is not there yet
+                value = self.evaluate(f"((found) => found instanceof Node ? true : found)({expression})")
+                if value:
+                    return value
+            time.sleep(0.03)
+        shown = self.evaluate("document.body.innerText.slice(0, 500)")
+        raise TimeoutError(f"{expression} did not come true in {PATIENCE} s; the page: {shown!r}, {self.errors}")
 
     def type(self, selector: str, text: str) -> None:
         """Replace the text of a field, as typing does."""
