@@ -32,7 +32,7 @@ export function similarityView(engine: Engine, examples: Examples, failed: (erro
           );
         }),
       );
-      ranking.dataset.text = text;
+      ranking.dataset.text = [text, ...compared].join("\n");
       timing.textContent = `${compared.length} sentences, ${milliseconds.toFixed(0)} ms on this device`;
     } catch (error) {
       failed(error as Error);
