@@ -100,7 +100,8 @@ def build(
         if quantization is not None:
             judge = Judge(work, quantization, options, subject.reference, golden, calibration)
             versions = [importlib.metadata.version(package) for package in ("palmtop", "torch")]
-            model = [subject.info, versions, calibration, quantization.kind, quantization.prefer]
+            searched = [quantization.kind, quantization.prefer, quantization.activations]
+            model = [subject.info, versions, calibration, searched]
             asked = [base.identity, base.producer, options, quantization.bound, quantization.metric, quantization.data]
             remembered = Cache.of(model, asked)
             outcome = compress(captured, quantization, calibration, judge.execute, start, remembered)
