@@ -170,14 +170,14 @@ PRESETS: dict[str, Preset] = {
     "int8": Preset(
         layer=Scheme(8, activations="dynamic"),
         embedding=Scheme(8, "block", 128),
-        convolution=Scheme(8),
+        convolution=Scheme(8, activations="dynamic"),
         min_agreement=0.995,
         smoothing=0.65,
     ),
     "int4": Preset(
         layer=Scheme(4, "block", 32, activations="dynamic"),
         embedding=Scheme(4, "block", 32),
-        convolution=Scheme(8),
+        convolution=Scheme(8, activations="dynamic"),
         min_agreement=0.98,
         smoothing=0.5,
     ),
