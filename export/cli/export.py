@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.errors import RequestError
@@ -20,8 +21,15 @@ HELP = "make a verified bundle of a checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="a Hugging Face folder, or a hub id")
     parser.add_argument("-o", "--output", metavar="BUNDLE", required=True, help="the bundle to make")
+    add_subject(parser)
+    add_precision(parser, "none")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+
+
+def add_subject(parser: argparse.ArgumentParser) -> None:
+    """What is exported, for which targets, in which shapes."""
+    parser.add_argument("source", metavar="SOURCE", help="a Hugging Face folder, or a hub id")
     model = parser.add_argument_group("what to export")
     model.add_argument("--task", help="a Hugging Face pipeline name (default: inferred from the checkpoint)")
     model.add_argument("--to", metavar="TARGETS", default=",".join(TARGETS), help="default: %(default)s")
@@ -35,8 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dynamic = shapes.add_mutually_exclusive_group()
     dynamic.add_argument("--dynamic", action="store_true", default=True, help="axes vary where they can (default)")
     dynamic.add_argument("--static", dest="dynamic", action="store_false", help="every axis constant, batch 1")
-    add_precision(parser, "none")
-    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
 
 
 def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
@@ -93,6 +99,12 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
+    result = exported(arguments, console, arguments.output)
+    return show(result, str(result.path), arguments, console)
+
+
+def exported(arguments: argparse.Namespace, console: Console, destination: str | Path) -> Result:
+    """Make the bundle that the arguments describe."""
     try:
         from ..api import export_checkpoint
     except ImportError as error:
@@ -101,9 +113,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             "Install them with: pip install 'palmtop[export]'"
         ) from error
     with console.progress() as progress:
-        result = export_checkpoint(
+        return export_checkpoint(
             arguments.source,
-            arguments.output,
+            destination,
             task=arguments.task,
             to=[name.strip() for name in arguments.to.split(",") if name.strip()],
             quantize=arguments.quantize,
@@ -125,11 +137,15 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             force=arguments.force,
             progress=progress,
         )
+
+
+def show(result: Result, written: str, arguments: argparse.Namespace, console: Console) -> int:
+    """Say what was made, and where it was written; gives the exit code."""
     sizes = artifact_sizes(result.manifest.files, result.manifest.artifacts)
     if arguments.json:
         print_json(
             {
-                "bundle": str(result.path),
+                "plan" if written.endswith(".json") else "bundle": written,
                 "task": result.manifest.task,
                 "identity": result.manifest.identity,
                 "sizes": sizes,
@@ -147,9 +163,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     for note in result.notes:
         console.warn(note)
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in result.seconds.items())
-    console.say(
-        f"{result.path} written ({size(sum(file.size for file in result.manifest.files))}). Seconds: {seconds}."
+    total = size(sum(file.size for file in result.manifest.files))
+    what = (
+        f"{written} written (of a bundle of {total})" if written.endswith(".json") else f"{written} written ({total})"
     )
+    console.say(f"{what}. Seconds: {seconds}.")
     return _code(result)
 
 

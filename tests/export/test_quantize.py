@@ -249,6 +249,44 @@ def test_a_bound_that_nothing_meets_names_the_best_and_leaves_nothing(classifier
     assert palmtop("verify", tmp_path / "b").code == 1
 
 
+# --- palmtop quantize ------------------------------------------------------------------------------------------------
+
+
+def test_quantize_writes_a_plan_that_export_takes(classifier, int8, palmtop, tmp_path):
+    plan = tmp_path / "plan.json"
+    asked = ("quantize", classifier, "-o", plan, "--to", "onnx", "--quantize", "int8")
+    ran = palmtop(*asked, "--json")
+    assert ran.code == 0
+    assert ran.json["plan"] == str(plan)
+    assert plan.read_bytes() == (int8 / "plan.json").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    refused = palmtop(*asked)
+    assert refused.code == 2
+    assert "exists already" in refused.err
+
+
+def test_quantize_makes_a_bundle_where_the_output_is_no_json_file(classifier, palmtop, tmp_path):
+    ran = palmtop("quantize", classifier, "-o", tmp_path / "b", "--to", "onnx", "--min-agreement", "0.97")
+    assert ran.code == 0
+    assert "chosen" in ran.err
+    assert "holds" in ran.err
+    assert palmtop("verify", tmp_path / "b").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--quantize", "fp16"), "for fp16: palmtop export"),
+        (("--plan", "plan.json"), "palmtop export --plan FILE"),
+        (("-o", "missing/plan.json"), "No such folder: missing"),
+    ],
+)
+def test_quantize_refuses_what_is_no_search(classifier, palmtop, tmp_path, options, said):
+    ran = palmtop("quantize", classifier, "-o", tmp_path / "plan.json", "--to", "onnx", *options)
+    assert ran.code == 2
+    assert said in ran.err
+
+
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
