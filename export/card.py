@@ -125,23 +125,24 @@ def write_card(source: ModelCard, manifest: Manifest, report: Report, sizes: dic
             f"| {artifact.target} | `{artifact.path}` | {sizes[artifact.path] / 1e6:.1f} MB | {artifact.precision} "
             f"| {systems} | {inputs} |"
         )
+    lines += _quantization_lines(manifest)
     lines += _kept_lines(manifest)
     lines += [
         "",
         "## Parity",
         "",
-        f"Measured against {report.reference}; errors are relative to the output's own scale. Details: `parity.json`.",
+        f"Measured against {report.reference}; errors are relative to the output's own scale, "
+        "the agreement of quantized artifacts is the mean cosine of rows. Details: `parity.json`.",
         "",
-        "| target | executed by | output | max error | allowed | cosine | verdict |",
+        "| target | executed by | output | error or agreement | allowed | worst cosine | verdict |",
         "| --- | --- | --- | ---: | ---: | ---: | --- |",
     ]
     for entry in report.artifacts:
         if not entry.measures:
             lines.append(f"| {entry.target} | {entry.status}: {entry.reason} | | | | | {entry.status} |")
         for measure in entry.measures:
-            allowed = f"{measure.bound.max_error:.1e}" if measure.bound else ""
             lines.append(
-                f"| {entry.target} | {entry.engine} | `{measure.output}` | {measure.max_error:.1e} | {allowed} "
+                f"| {entry.target} | {entry.engine} | `{measure.output}` | {measure.found()} | {measure.asked()} "
                 f"| {measure.cosine:.7f} | {entry.status} |"
             )
     lines += [
@@ -163,6 +164,12 @@ def write_card(source: ModelCard, manifest: Manifest, report: Report, sizes: dic
     else:
         lines += ["", f"The checkpoint {about.id} has no model card sections on its data, bias or evaluation."]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _quantization_lines(manifest: Manifest) -> list[str]:
+    """How weights are stored, where a plan says so; the plan is one, whatever the format."""
+    texts = dict.fromkeys(text for artifact in manifest.artifacts if (text := artifact.describe_quantization()))
+    return ["", *(f"Quantized: {text}." for text in texts), "The plan, weight by weight: `plan.json`."] if texts else []
 
 
 def _kept_lines(manifest: Manifest) -> list[str]:

@@ -63,6 +63,7 @@ def _artifact(bundle: Bundle, artifact: Artifact) -> dict[str, Any]:
         "path": artifact.path,
         "size": artifact_size(bundle, artifact),
         "precision": artifact.precision,
+        "quantization": artifact.describe_quantization(),
         "minimum_os": artifact.minimum_os,
         "inputs": [_signature(spec) for spec in artifact.inputs],
         "outputs": [_signature(spec) for spec in artifact.outputs],

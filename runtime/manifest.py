@@ -146,6 +146,14 @@ class Artifact:
     def output(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.outputs if spec.name == name), None)
 
+    def describe_quantization(self) -> str | None:
+        """How its weights are stored and what it was held to, in a line; None without a plan."""
+        stated = self.quantization or {}
+        if not stated.get("weights"):
+            return None
+        schemes = ", ".join(f"{count} weights {scheme}" for scheme, count in stated["weights"].items())
+        return f"{schemes}; agreement ({stated['metric']}) of at least {stated['min_agreement']:g}"
+
 
 @dataclass(frozen=True)
 class File:

@@ -111,6 +111,22 @@ class Measure:
             return self.agreement >= self.bound.agreement
         return self.max_error <= self.bound.max_error and self.rms_error <= self.bound.rms_error
 
+    def found(self) -> str:
+        """The number that is judged, for a table: the largest error, or the agreement of a quantized artifact."""
+        if self.nonfinite:
+            return "NaN"
+        if self.bound is not None and self.bound.agreement is not None:
+            return f"{self.agreement:.5f}"
+        return f"{self.max_error:.1e}"
+
+    def asked(self) -> str:
+        """What `found` is held to; empty when to nothing (the task's decisions are, then)."""
+        if self.bound is None:
+            return ""
+        if self.bound.agreement is not None:
+            return f">= {self.bound.agreement:g}" if self.bound.agreement else ""
+        return f"<= {self.bound.max_error:.1e}"
+
     def describe(self) -> str:
         """What went wrong, by how much, in one line."""
         if self.nonfinite:

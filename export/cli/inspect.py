@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         for kind in ("inputs", "outputs"):
             for signature in entry[kind]:
                 console.say(f"  {kind[:-1]:6} {signature}")
+        if entry["quantization"]:
+            console.say(f"  quantized: {entry['quantization']}")
         if entry["operations"]:
             console.say(f"  operations: {_listed(entry['operations'])}")
         for delegate in entry["delegates"]:
