@@ -176,6 +176,14 @@ def test_a_byte_level_tokenizer_and_independent_labels(page, tmp_path):
     same_scores(page, bundle, ["wake me at seven", "réveille-moi", "내일 비 와? 🙂"])
 
 
+def test_a_folder_picked_from_disk(page, intents, tmp_path):
+    """Told apart by where they lie, not by what they are called."""
+    bundle = exported(CHECKPOINT, tmp_path / "picked.bundle", "--max-length", "32")
+    page.choose_files("#folder", [bundle])
+    page.wait_for(f"document.body.dataset.open === '{Manifest.read(bundle / 'manifest.json').identity}'")
+    same_scores(page, bundle, ["réveille-moi à sept heures"])
+
+
 # --- what is shown --------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +326,36 @@ def test_what_was_altered_is_refused_and_what_was_open_stays_open(page, intents,
     damage(bundle)
     assert says in refused(page, bundle)
     assert scores(page, "wake me at seven")
+
+
+def test_a_file_altered_on_a_server_is_refused_and_not_kept(page, address, site, intents):
+    bundle = Path(shutil.copytree(intents, site / "other.bundle"))
+    rewritten(bundle, lambda data: data["files"].clear(), seal=False)
+    page.open(f"{address}/?bundle=other.bundle")
+    assert "does not list onnx/model.onnx" in page.wait_for("document.querySelector('#error')?.textContent")
+    shutil.copytree(intents, bundle, dirs_exist_ok=True)
+    page.evaluate("caches.delete('palmtop-bundles')")
+    altered_model(bundle)
+    for _ in range(2):
+        page.open(f"{address}/?bundle=other.bundle")
+        assert "onnx/model.onnx was altered" in page.wait_for("document.querySelector('#error')?.textContent")
+    shutil.copytree(intents, bundle, dirs_exist_ok=True)
+    page.open(f"{address}/?bundle=other.bundle")
+    page.wait_for("document.querySelector('#scores li')")
+
+
+def test_a_kept_file_that_rotted_is_fetched_again(page, address):
+    page.evaluate(
+        "caches.open('palmtop-bundles').then(async (cache) => { for (const key of await cache.keys())"
+        " if (key.url.includes('.palmtop/')) await cache.put(key, new Response('rot')); })"
+    )
+    page.open(f"{address}/")
+    page.wait_for("document.querySelector('#scores li')")
+    sizes = page.evaluate(
+        "caches.open('palmtop-bundles').then(async (cache) => Promise.all((await cache.matchAll())"
+        ".map(async (kept) => (await kept.arrayBuffer()).byteLength)))"
+    )
+    assert min(sizes) > 100
 
 
 def test_a_task_that_the_page_does_not_show_is_refused(page, tmp_path):

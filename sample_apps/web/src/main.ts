@@ -19,7 +19,9 @@ let opening = 0;
 
 function showError(error: Error): void {
   stage.querySelector(".error")?.remove();
-  stage.prepend(h("p", { class: "error", role: "alert", id: "error" }, error.message));
+  const message = h("p", { class: "error", role: "alert", id: "error" }, error.message);
+  stage.prepend(message);
+  message.scrollIntoView({ block: "nearest" });
 }
 
 async function open(source: Source): Promise<void> {

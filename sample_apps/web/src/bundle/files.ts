@@ -36,7 +36,7 @@ export class RemoteFiles implements BundleFiles {
     const address = `${this.base}${MANIFEST}`;
     const cache = await openCache();
     try {
-      const response = await fetch(address, { cache: "no-cache" });
+      const response = await fetch(address, { cache: "no-store" });
       if (!response.ok) throw new BundleError(`${address} cannot be read (${response.status}).`);
       const text = await response.text();
       await keep(cache, address, new TextEncoder().encode(text));
@@ -112,7 +112,7 @@ export class PickedFiles implements BundleFiles {
     const manifests = picked.filter(({ path }) => path.split("/").at(-1) === MANIFEST);
     const index = manifests.sort((a, b) => a.path.length - b.path.length)[0];
     if (index === undefined) {
-      throw new BundleError(`There is no ${MANIFEST} among these ${picked.length} files. Pick the folder of a palmtop bundle.`);
+      throw new BundleError(`There is no ${MANIFEST} among what was picked. Pick the folder of a palmtop bundle, or all of its files.`);
     }
     this.index = index.file;
     this.root = index.path.slice(0, -MANIFEST.length);

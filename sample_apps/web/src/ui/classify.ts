@@ -2,7 +2,7 @@
 
 import type { Engine } from "../engine/client";
 import type { Classified } from "../engine/pipelines";
-import { h, languageName, latest, percent, words } from "./dom";
+import { h, languageName, latest, percent, setShare, words } from "./dom";
 import type { Examples } from "./examples";
 
 export function classifyView(engine: Engine, examples: Examples, failed: (error: Error) => void): HTMLElement {
@@ -35,7 +35,7 @@ export function classifyView(engine: Engine, examples: Examples, failed: (error:
         rows.set(label, (entry = { row, bar, value }));
       }
       entry.row.dataset.score = String(score);
-      entry.bar.style.transform = `scaleX(${Math.min(Math.max(score, 0), 1)})`;
+      setShare(entry.bar, score);
       entry.value.textContent = percent(score);
       entry.row.classList.toggle("first", label === top.label);
       scores.append(entry.row); // in the order of the scores
@@ -58,25 +58,16 @@ export function classifyView(engine: Engine, examples: Examples, failed: (error:
   });
   field.addEventListener("input", () => run(field.value));
 
+  const use = (text: string) => {
+    field.value = text;
+    run(text);
+  };
   const chips = examples.map(({ language, texts }) =>
     h(
       "div",
       { class: "examples", role: "group", "aria-label": language === null ? "Examples" : languageName(language), lang: language },
       language !== null && h("span", { class: "quiet", "aria-hidden": "true" }, languageName(language)),
-      ...texts.map((text) =>
-        h(
-          "button",
-          {
-            type: "button",
-            class: "chip",
-            onclick: () => {
-              field.value = text;
-              run(text);
-            },
-          },
-          text,
-        ),
-      ),
+      h("div", { class: "chips" }, ...texts.map((text) => h("button", { type: "button", class: "chip", onclick: () => use(text) }, text))),
     ),
   );
   field.value = examples[0]?.texts[0] ?? "";

@@ -32,6 +32,11 @@ export function bytes(count: number): string {
 
 export const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
 
+/** Let a bar fill this share of its track; below 0 it is empty. */
+export function setShare(bar: HTMLElement, share: number): void {
+  bar.style.transform = `translateX(${(Math.min(Math.max(share, 0), 1) - 1) * 100}%)`;
+}
+
 /** Labels of models are identifiers; people read words. */
 export const words = (label: string): string => label.replaceAll("_", " ");
 

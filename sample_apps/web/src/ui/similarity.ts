@@ -1,7 +1,7 @@
 /** How alike a sentence is to others, closest first, as you type. */
 
 import type { Engine } from "../engine/client";
-import { h, latest } from "./dom";
+import { h, latest, setShare } from "./dom";
 import type { Examples } from "./examples";
 
 export function similarityView(engine: Engine, examples: Examples, failed: (error: Error) => void): HTMLElement {
@@ -22,7 +22,7 @@ export function similarityView(engine: Engine, examples: Examples, failed: (erro
       ranking.replaceChildren(
         ...order.map(({ line, cosine }) => {
           const bar = h("span", { class: "bar" });
-          bar.style.transform = `scaleX(${Math.min(Math.max(cosine, 0), 1)})`;
+          setShare(bar, cosine);
           return h(
             "li",
             { "data-line": line, "data-cosine": String(cosine) },
