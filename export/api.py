@@ -34,6 +34,7 @@ def export_checkpoint(
     lengths: Sequence[int] | None = None,
     dynamic: bool = True,
     keep_fp32: Sequence[str] = (),
+    half_io: bool = False,
     fallback: bool = True,
     min_agreement: float | None = None,
     metric: str = "cosine",
@@ -60,6 +61,7 @@ def export_checkpoint(
         lengths: the only sequence lengths that artifacts shall take (one: fixed).
         dynamic: False makes every axis constant.
         keep_fp32: paths of modules whose arithmetic stays fp32 in fp16 artifacts.
+        half_io: fp16 inputs and outputs for fp16 ONNX artifacts too (others keep fp32 ones).
         fallback: where fp16 would fail parity, keep more modules in fp32, and where int8 or int4 would, give weights
             more bits, as few as will do (a search; see the notes).
         min_agreement: what each quantized artifact must keep, 0..1; None: 0.995 for int8, 0.98 for int4, 0.99 for auto.
@@ -82,7 +84,7 @@ def export_checkpoint(
     quantization = _quantization(
         quantize, plan, min_agreement, metric, data, calibration, prefer, fallback, keep_best, activations
     )
-    options = _options(quantize if quantization is None else "none", lengths, max_length, dynamic, keep_fp32)
+    options = _options(quantize if quantization is None else "none", lengths, max_length, dynamic, keep_fp32, half_io)
     check_destination(Path(destination), force)
     seconds: dict[str, float] = {}
     with timed(seconds, "load"):
@@ -113,6 +115,7 @@ def export_module(
     to: Sequence[str] = tuple(TARGETS),
     quantize: str = "none",
     keep_fp32: Sequence[str] = (),
+    half_io: bool = False,
     fallback: bool = True,
     min_agreement: float | None = None,
     metric: str = "cosine",
@@ -134,7 +137,7 @@ def export_module(
             `batch` becomes constant 1 where a target takes one row at a time. Unnamed axes are constant.
         output_names: names of the output tensors, in order.
         verify_inputs: realistic inputs to verify on; None: variations of the example.
-        keep_fp32, fallback: as in `export_checkpoint`.
+        keep_fp32, half_io, fallback: as in `export_checkpoint`.
 
     Raises:
         ParityError, RequestError, UnsupportedError: see `palmtop.runtime.errors`.
@@ -142,7 +145,7 @@ def export_module(
     quantization = _quantization(
         quantize, plan, min_agreement, metric, None, None, prefer, fallback, keep_best, activations
     )
-    options = _options(quantize if quantization is None else "none", None, None, True, keep_fp32)
+    options = _options(quantize if quantization is None else "none", None, None, True, keep_fp32, half_io)
     check_destination(Path(destination), force)
     subject = module_subject(
         module,
@@ -216,7 +219,12 @@ def _quantization(
 
 
 def _options(
-    quantize: str, lengths: Sequence[int] | None, max_length: int | None, dynamic: bool, keep_fp32: Sequence[str]
+    quantize: str,
+    lengths: Sequence[int] | None,
+    max_length: int | None,
+    dynamic: bool,
+    keep_fp32: Sequence[str],
+    half_io: bool,
 ) -> Options:
     if lengths and max_length:
         raise RequestError("--lengths and --max-length exclude each other: the largest length is the maximum.")
@@ -224,9 +232,12 @@ def _options(
         raise RequestError("Lengths are counted in tokens, from 1 on.")
     if keep_fp32 and quantize == "none":
         raise RequestError("--keep-fp32 is for --quantize fp16; without it everything is fp32.")
+    if half_io and quantize != "fp16":
+        raise RequestError("--fp16-io is for --quantize fp16; inputs and outputs of all else are fp32.")
     return Options(
         precision=PRECISIONS[quantize],
         lengths=tuple(sorted(set(lengths))) if lengths else None,
         dynamic=dynamic,
         keep_fp32=tuple(keep_fp32),
+        half_io=half_io,
     )

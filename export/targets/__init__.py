@@ -27,12 +27,14 @@ class Options:
     `lengths`: the sequence lengths an artifact must take, when enumerated (`--lengths 32,128`); one length: fixed.
     `dynamic`: False makes every axis constant, the sequence at its longest (`--static`).
     `keep_fp32`: paths of PyTorch modules whose arithmetic stays fp32 in an fp16 artifact.
+    `half_io`: the inputs and outputs of an fp16 ONNX artifact are fp16 too; other formats keep theirs.
     """
 
     precision: str = "fp32"
     lengths: tuple[int, ...] | None = None
     dynamic: bool = True
     keep_fp32: tuple[str, ...] = ()
+    half_io: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import warnings
@@ -18,7 +19,7 @@ from torch.onnx._internal.exporter import _registration
 
 from ...runtime.backends.onnx import IDENTITY_KEY
 from ...runtime.errors import UnsupportedError
-from ...runtime.manifest import Artifact
+from ...runtime.manifest import Artifact, TensorSpec
 from .. import hf
 from ..capture import Captured
 from ..modules import module_path
@@ -35,13 +36,20 @@ _MODULE_KEY = "palmtop.module"
 def plan(captured: Captured, options: Options) -> Artifact:
     """Batch and every other captured axis stay dynamic; with lengths, the sequence takes those alone."""
     narrowed = requested_axes(captured, options)
+    half = options.half_io and options.precision == "fp16"
     return Artifact(
         target="onnx",
         path="onnx/model.onnx",
         precision=options.precision,
-        inputs=narrow(captured.inputs, narrowed),
-        outputs=narrow(captured.outputs, narrowed),
+        inputs=_halved(narrow(captured.inputs, narrowed), half),
+        outputs=_halved(narrow(captured.outputs, narrowed), half),
         quantization={"keep_fp32": list(options.keep_fp32)} if options.keep_fp32 else None,
+    )
+
+
+def _halved(specs: Sequence[TensorSpec], half: bool) -> tuple[TensorSpec, ...]:
+    return tuple(
+        dataclasses.replace(spec, dtype="float16") if half and spec.dtype == "float32" else spec for spec in specs
     )
 
 
@@ -75,7 +83,8 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
     model.producer_name, model.producer_version = "palmtop", ""
     model.metadata_props[IDENTITY_KEY] = identity
     if artifact.precision == "fp16":
-        model = _to_fp16(model, (artifact.quantization or {}).get("keep_fp32", ()))
+        kept_io = all(spec.dtype != "float16" for spec in (*artifact.inputs, *artifact.outputs))
+        model = _to_fp16(model, (artifact.quantization or {}).get("keep_fp32", ()), kept_io)
     path.parent.mkdir(parents=True, exist_ok=True)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if size > _LARGEST_SINGLE_FILE else None)
@@ -169,8 +178,8 @@ def _keep_module_paths_only(model: onnx_ir.Model) -> None:
     model.graph.doc_string = model.doc_string = None
 
 
-def _to_fp16(model: onnx_ir.Model, keep_fp32: Sequence[str]) -> onnx_ir.Model:
-    """fp16 weights and arithmetic, inputs and outputs as they were (onnxruntime's own converter)."""
+def _to_fp16(model: onnx_ir.Model, keep_fp32: Sequence[str], keep_io: bool) -> onnx_ir.Model:
+    """fp16 weights and arithmetic, inputs and outputs as they were or fp16 too (onnxruntime's own converter)."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     kept = [
@@ -182,7 +191,7 @@ def _to_fp16(model: onnx_ir.Model, keep_fp32: Sequence[str]) -> onnx_ir.Model:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it tells of every constant that fp16 rounds to zero
         proto = convert_float_to_float16(
-            onnx_ir.to_proto(model), keep_io_types=True, disable_shape_infer=True, node_block_list=kept
+            onnx_ir.to_proto(model), keep_io_types=keep_io, disable_shape_infer=True, node_block_list=kept
         )
     _drop_repeated(proto.graph.node, lambda node: node.output[0])  # a cast for each of a value's readers
     _drop_repeated(proto.graph.value_info, lambda value: value.name)
