@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/intents.bundle
 WEB := sample_apps/web
 # The app for browsers needs node; its tests say so where there is none.
-WEB_BUILT := $(if $(shell command -v npm),$(WEB)/build/.built)
+WEB_BUILT := $(if $(shell command -v npm 2>/dev/null),$(WEB)/build/.built)
 SENTENCE ?= réveille-moi à sept heures
 
 .PHONY: demo test web web-build check format conformance bench fuzz install clean help
@@ -19,7 +19,7 @@ help:
 	@echo "make check        ruff and mypy"
 	@echo "make conformance  coremltools' own operator tests, executed by palmtop's interpreter"
 	@echo "make fuzz         rebuilt tokenizers against those of transformers, on 100,000 texts each"
-	@echo "make bench        sizes of graphs; speed of the Core ML interpreter beside PyTorch"
+	@echo "make bench        speed, size and agreement beside what others make of the same checkpoints"
 
 install: $(STAMP)
 
@@ -71,6 +71,7 @@ conformance: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/graphs.py
 	$(BIN)/python benchmarks/mil_speed.py
+	$(BIN)/python benchmarks/quantization.py
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.moses 100000

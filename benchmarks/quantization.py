@@ -1,0 +1,434 @@
+"""Quantized models: size, agreement and speed, beside what optimum makes of the same checkpoint.
+
+    python benchmarks/quantization.py [--quick] [--json]
+    python benchmarks/quantization.py --large       the search for a plan at the size of BERT base: a quarter of an hour
+
+MiniLM is calibrated on sentences of Python's documentation and, in a second set of rows, on nothing of the user's
+(palmtop's own texts); evaluated are 500 other sentences of that documentation. Each artifact is compared with eager
+PyTorch. The sample checkpoint is scored on its held-out set. Bounds are printed with whether they are met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+_INHERITED = dict(os.environ)
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"  # before numpy is imported
+
+import embedders  # noqa: E402
+import numpy as np  # noqa: E402
+import peers  # noqa: E402
+import report  # noqa: E402
+import sentences  # noqa: E402
+from embedders import Agreement, Embedder, Feeds  # noqa: E402
+from palmtop.runtime.bench import interleaved  # noqa: E402
+from palmtop.runtime.bundle import Bundle  # noqa: E402
+from palmtop.runtime.verify import recorded_noise  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+INTENTS = ROOT / "sample_apps" / "checkpoints" / "intents"
+TARGETS = ("onnx", "coreml", "executorch")
+LENGTHS = (16, 128)
+MIX = "sentences"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """evaluated: sentences. timed: of them, in the mix. rounds: of timing, at each length."""
+
+    evaluated: int = sentences.EVALUATED
+    timed: int = 50
+    rounds: int = 15
+
+
+QUICK = Settings(evaluated=40, timed=10, rounds=3)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A figure to reach. `least`: it is the least, not the most."""
+
+    what: str
+    value: float
+    bound: float
+    least: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.bound if self.least else self.value <= self.bound
+
+    def row(self) -> list[str]:
+        sign = "≥" if self.least else "≤"
+        return [self.what, f"{sign} {self.bound:g}", f"{self.value:.4g}" if self.value < 0.9 else f"{self.value:.4f}",
+                "met" if self.met else "**missed**"]  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "met": self.met}
+
+
+@dataclass
+class Figures:
+    """What was measured: tables by title (head, rows), bounds, and all of it as JSON."""
+
+    tables: dict[str, tuple[list[str], list[list[str]]]] = field(default_factory=dict)
+    bounds: list[Bound] = field(default_factory=list)
+    raw: dict[str, Any] = field(default_factory=dict)
+    versions: str = ""
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def counter(what: str, steps: int) -> Callable[[], None]:
+    """Progress on stderr: a line that is written over on a terminal, else one line at the start."""
+    terminal, done, began = sys.stderr.isatty(), 0, time.perf_counter()
+    if not terminal:
+        say(f"{what} ({steps})")
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if terminal:
+            end = "\n" if done >= steps else ""
+            print(f"\r{what}: {done} of {steps}, {time.perf_counter() - began:.0f} s ", end=end, file=sys.stderr)
+
+    return advance
+
+
+def exported(checkpoint: Path, place: Path, *options: str) -> Bundle:
+    """A bundle of a checkpoint, by the command that users run; one that stands there already is taken as it is.
+
+    Raises:
+        SystemExit: the export failed.
+    """
+    if not place.exists():
+        command = [sys.executable, "-m", "palmtop.export", "export", str(checkpoint), "-o", str(place), *options]
+        say(f"export {place.name} {' '.join(options)}")
+        done = subprocess.run(command, env={**_INHERITED, "PALMTOP_CACHE": ""}, check=False, stdout=sys.stderr)
+        if done.returncode:
+            raise SystemExit(f"The export of {place.name} failed (exit code {done.returncode}).")
+    return Bundle.open(place)
+
+
+# --- MiniLM ---------------------------------------------------------------------------------------------------------
+
+
+def minilm(work: Path, settings: Settings, figures: Figures) -> None:
+    """Size and agreement of every artifact; speed beside optimum's graphs; padding."""
+    checkpoint = embedders.minilm()
+    chosen, rest = sentences.split()
+    chosen = chosen[: settings.evaluated]
+    texts = work / "calibration.txt"
+    texts.write_text("".join(f"{text}\n" for text in rest), encoding="utf-8")
+    bundles = {"fp32": exported(checkpoint, work / "minilm-fp32.bundle")}
+    for kind in ("int8", "int4"):
+        bundles[kind] = exported(
+            checkpoint, work / f"minilm-{kind}.bundle", "--quantize", kind, "--calibrate", str(texts)
+        )
+        bundles[f"{kind}, own texts"] = exported(checkpoint, work / f"minilm-{kind}-own.bundle", "--quantize", kind)
+    peer = peers.run("optimum", "peer_optimum.py", [checkpoint, work / "optimum"])
+    figures.raw["peers"] = peer["versions"]
+    figures.versions += "; in optimum's environment: " + ", ".join(f"{k} {v}" for k, v in peer["versions"].items())
+
+    eager = embedders.eager(checkpoint)
+    calls = embedders.encode(checkpoint, chosen)
+    expected = [eager.read(eager.run(feeds), feeds) for feeds in calls]
+    ours = {
+        (kind, t): embedders.artifact(bundle, t, f"{t} {kind}") for kind, bundle in bundles.items() for t in TARGETS
+    }
+    theirs = {name: embedders.graph(Path(path), f"optimum {name}") for name, path in peer["graphs"].items()}
+    contenders = [*ours.values(), *theirs.values()]
+    found: dict[str, Agreement] = {}
+    for entry in contenders:
+        found[entry.name] = embedders.agreement(
+            entry, calls, expected, counter(f"Agreement of {entry.name}", len(calls))
+        )
+    _sizes(ours, theirs, found, figures)
+    _speed(eager, ours, theirs, found, calls, settings, figures)
+    _padding(bundles["fp32"], ours, calls, figures)
+
+
+def _sizes(
+    ours: dict[tuple[str, str], Embedder], theirs: dict[str, Embedder], found: dict[str, Agreement], figures: Figures
+) -> None:
+    rows, raw = [], []
+    for name, entry, whole in [
+        *((entry.name, entry, ours["fp32", target].size) for (_, target), entry in ours.items()),
+        *((entry.name, entry, theirs["fp32"].size) for entry in theirs.values()),
+    ]:
+        got = found[name]
+        ratio = entry.size / whole
+        rows.append(
+            [
+                name,
+                f"{entry.size / 1e6:.1f}",
+                f"{ratio:.3f}",
+                f"{got.pooled:.5f}",
+                f"{got.token:.5f}",
+                f"{got.worst:.4f}",
+            ]
+        )
+        raw.append({"name": name, "bytes": entry.size, "ratio": ratio, **dataclasses.asdict(got)})
+    figures.raw["agreement"] = raw
+    head = ["MiniLM", "MB", "of fp32", "pooled cosine", "token cosine", "worst pooled"]
+    figures.tables["Size and agreement"] = head, rows
+    for (kind, target), entry in ours.items():
+        got, ratio = found[entry.name], entry.size / ours["fp32", target].size
+        if kind.startswith("int8"):
+            figures.bounds += [
+                Bound(f"{entry.name}: bytes of fp32", ratio, 0.27),
+                Bound(f"{entry.name}: pooled cosine", got.pooled, 0.999, least=True),
+                Bound(f"{entry.name}: token cosine", got.token, 0.995, least=True),
+            ]
+        elif kind.startswith("int4"):
+            figures.bounds += [
+                Bound(f"{entry.name}: bytes of fp32", ratio, 0.17),
+                Bound(f"{entry.name}: pooled cosine", got.pooled, 0.99, least=True),
+            ]
+
+
+def _speed(
+    eager: Embedder,
+    ours: dict[tuple[str, str], Embedder],
+    theirs: dict[str, Embedder],
+    found: dict[str, Agreement],
+    calls: Sequence[Feeds],
+    settings: Settings,
+    figures: Figures,
+) -> None:
+    """Everything but Core ML, whose interpreter's speed says nothing, in turns."""
+    timed = [eager, *(e for (kind, t), e in ours.items() if t != "coreml" and "own" not in kind), *theirs.values()]
+    ids = max((feeds["input_ids"][0] for feeds in calls), key=len).tolist()
+    while len(ids) < max(LENGTHS):
+        ids = ids[:-1] + ids[1:]
+    works = {f"{n} tokens": [embedders.feeds_of([[*ids[: n - 1], ids[-1]]])] for n in LENGTHS}
+    works[MIX] = list(calls[: settings.timed])
+    times: dict[str, dict[str, list[float]]] = {}
+    for what, feeds in works.items():
+        advance = counter(f"Speed at {what}: {settings.rounds} rounds of {len(timed)}", 1)
+        runs = {entry.name: partial(_all, entry, feeds) for entry in timed}
+        took = interleaved(runs, settings.rounds, 0.0, advance)
+        times[what] = {name: [1e3 * value / len(feeds) for value in values] for name, values in took.items()}
+    rows, raw = [], []
+    for entry in timed:
+        row, numbers = [entry.name], {}
+        for what, took in times.items():
+            mine, base = float(np.median(took[entry.name])), _ratio(took, eager.name, entry.name)
+            row += [f"{mine:.2f}", f"{base:.2f}"]
+            numbers[what] = {"ms": mine, "x_eager": base}
+        agreed = found.get(entry.name)
+        row.append(f"{agreed.pooled:.4f} / {agreed.token:.4f}" if agreed else "1 / 1")
+        rows.append(row)
+        raw.append({"name": entry.name, **numbers})
+    figures.raw["speed"] = raw
+    head = ["ms a call, and times as fast as eager"]
+    for what in times:
+        head += [f"{what}, ms" if what != MIX else "sentence of the mix, ms", "x eager"]
+    figures.tables["Speed, with the agreement of the same run"] = [*head, "pooled / token cosine"], rows
+    for what, took in times.items():
+        peer = min((e.name for n, e in theirs.items() if n.startswith("int8")), key=lambda name: np.median(took[name]))
+        plain = min((e.name for n, e in theirs.items() if n.startswith("fp32")), key=lambda name: np.median(took[name]))
+        figures.bounds.append(
+            Bound(f"onnx int8 as fast as {peer} at {what}", _ratio(took, peer, "onnx int8"), 1.0, least=True)
+        )
+        figures.raw.setdefault("against", {})[what] = {
+            "int8 peer": peer,
+            "int8": _ratio(took, peer, "onnx int8"),
+            "int8 against own fp32": _ratio(took, "onnx fp32", "onnx int8"),
+            "fp32 peer": plain,
+            "fp32": _ratio(took, plain, "onnx fp32"),
+        }
+        figures.bounds.append(
+            Bound(
+                f"executorch int8 against its fp32 at {what}",
+                _ratio(took, "executorch fp32", "executorch int8"),
+                2.0,
+                least=True,
+            )
+        )
+
+
+def _all(entry: Embedder, feeds: Sequence[Feeds]) -> None:
+    for one in feeds:
+        entry.run(one)
+
+
+def _ratio(took: dict[str, list[float]], base: str, mine: str) -> float:
+    """How many times as fast: the median of paired ratios, since neighbours in time share the machine's state."""
+    return float(np.median([one / other for one, other in zip(took[base], took[mine], strict=True)]))
+
+
+def _padding(fp32: Bundle, ours: dict[tuple[str, str], Embedder], calls: Sequence[Feeds], figures: Figures) -> None:
+    """Short sentences alone and beside the longest: the largest difference, relative to the output's scale."""
+    rows = sorted((feeds["input_ids"][0].tolist() for feeds in calls), key=len)
+    noise = recorded_noise(fp32)
+    outputs = ("last_hidden_state", "sentence_embedding")
+    floors = [noise[name].max_error for name in outputs]
+    table = [["noise floor of the model: eager fp32 from fp64", *(f"{floor:.1e}" for floor in floors)]]
+    for kind in ("fp32", "int8", "int4"):
+        entry, worst = ours[kind, "onnx"], [0.0, 0.0]
+        for row in rows[:20]:
+            alone = entry.read(entry.run(one := embedders.feeds_of([row])), one)
+            both = embedders.feeds_of([row, rows[-1]])
+            beside = entry.read(entry.run(both), both)
+            for place, (expected, actual) in enumerate(zip(alone, beside, strict=True)):
+                actual = actual[:1, : len(row)] if actual.ndim == 3 else actual[:1]
+                scale = float(np.sqrt((expected.astype(np.float64) ** 2).mean()))
+                worst[place] = max(worst[place], float(np.abs(actual - expected).max()) / scale)
+        table.append([entry.name, *(f"{value:.1e}" for value in worst)])
+        figures.raw.setdefault("padding", {})[kind] = dict(zip(outputs, worst, strict=True))
+        if kind == "int8":
+            for name, value, floor in zip(outputs, worst, floors, strict=True):
+                figures.bounds.append(Bound(f"padding, {entry.name}: {name}, in noise floors", value / floor, 10.0))
+    head = [f"A short sentence alone and beside one of {len(rows[-1])} tokens", *outputs]
+    figures.tables["Padding: largest difference, relative to the output's scale"] = head, table
+
+
+# --- the sample checkpoint ------------------------------------------------------------------------------------------
+
+
+def intents(work: Path, settings: Settings, figures: Figures) -> None:
+    """Accuracy on the held-out set, of the eager model and of every artifact."""
+    from palmtop.export.eager import eager_contender
+    from palmtop.runtime.scores import score_bundle
+
+    data = INTENTS / "evaluation.jsonl"
+    kinds: dict[str, tuple[str, ...]] = {"fp32": ()}
+    for kind in ("int8", "int4"):
+        kinds[kind] = ("--quantize", kind)
+    rows, raw = [], []
+    whole: dict[str, int] = {}
+    base = 0.0
+    for kind, options in kinds.items():
+        bundle = exported(INTENTS, work / f"intents-{kind}.bundle", *options)
+        load = partial(eager_contender, bundle, str(INTENTS), None, False, 1)
+        scores = score_bundle(bundle, data, threads=1, eager=load, start=counter)
+        base = next(entry.scores["accuracy"] for entry in scores.entries if entry.name == "eager")
+        for entry in scores.entries:
+            if entry.name == "eager":
+                continue
+            if kind == "fp32":
+                whole[entry.name] = entry.size
+            lost = 100 * (base - entry.scores["accuracy"])
+            name = f"{entry.name} {kind}"
+            ratio = entry.size / whole[entry.name]
+            same = entry.same if entry.same is not None else float("nan")
+            row = [f"{entry.size / 1e6:.2f}", f"{ratio:.3f}", f"{100 * base - lost:.2f} %", f"{lost:+.2f}"]
+            rows.append([name, *row, f"{100 * same:.2f} %"])
+            raw.append({"name": name, "bytes": entry.size, "ratio": ratio, "lost_points": lost, "same_decisions": same})
+            if kind != "fp32":
+                most = 0.5 if kind == "int8" else 1.0
+                figures.bounds.append(Bound(f"intents, {name}: points of accuracy lost", lost, most))
+    figures.raw["intents"] = {"eager_accuracy": base, "artifacts": raw}
+    head = [
+        f"Intents, held out: eager {100 * base:.2f} %",
+        "MB",
+        "of fp32",
+        "accuracy",
+        "points lost",
+        "decides as eager",
+    ]
+    figures.tables["Accuracy of the sample checkpoint (calibrated on palmtop's own texts)"] = head, rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="few sentences and rounds, to see that it runs; writes no page"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout; writes no page")
+    parser.add_argument("--large", action="store_true", help="only the search at the size of BERT base")
+    parser.add_argument("--to", default="onnx", metavar="TARGETS", help="of --large (default: onnx)")
+    parser.add_argument("--only", choices=("minilm", "intents"), help="one part; writes no page")
+    parser.add_argument("--rounds", type=int, help="of timing")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep bundles there, and take those that are there")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    settings = QUICK if options.quick else Settings()
+    if options.rounds:
+        settings = dataclasses.replace(settings, rounds=options.rounds)
+    figures = Figures(versions=report.versions("torch", "transformers", "onnxruntime", "executorch", "coremltools"))
+    with _folder(options.work) as work:
+        if options.large:
+            import large
+
+            large.measure(work, options.to, figures)
+        else:
+            if options.only != "intents":
+                minilm(work, settings, figures)
+            if options.only != "minilm":
+                intents(work, settings, figures)
+    name, title = (
+        ("quantization-large", "A plan for 110 M parameters") if options.large else ("quantization", "Quantization")
+    )
+    command = "python benchmarks/quantization.py" + (f" --large --to {options.to}" if options.large else "")
+    text = page(title, command, figures)
+    if options.json:
+        document = {"machine": report.machine(), "versions": figures.versions, **figures.raw}
+        print(json.dumps({**document, "bounds": [bound.to_json() for bound in figures.bounds]}, indent=2))
+    else:
+        print(text)
+        if not options.quick and not options.only:
+            report.write_section(name, text)
+    return 0
+
+
+def page(title: str, command: str, figures: Figures) -> str:
+    """The figures in Markdown."""
+    parts = [f"## {title}", f"`{command}`", f"{figures.versions}. {report.machine()}.", _NOTES.get(title, "")]
+    for name, (head, rows) in figures.tables.items():
+        parts += [f"### {name}", report.table(head, rows)]
+    missed = sum(not bound.met for bound in figures.bounds)
+    parts.append(f"### Bounds: {len(figures.bounds) - missed} met, {missed} missed")
+    parts.append(report.table(["figure", "bound", "measured", ""], [bound.row() for bound in figures.bounds]))
+    return "\n\n".join(part for part in parts if part)
+
+
+_NOTES = {
+    "Quantization": "MiniLM is all-MiniLM-L6-v2 (22 M parameters). Calibrated on sentences of Python's documentation; "
+    "`own texts`: on palmtop's, which is what happens without `--calibrate`. Evaluated on 500 other sentences of that "
+    "documentation, mostly of one sentence, some paragraphs. Cosines are with eager PyTorch in fp32: `pooled` the mean "
+    "over texts, `token` over tokens. Core ML is executed by palmtop's interpreter, so it has no times. palmtop's "
+    "graphs pool too, optimum's stop at the token states. `x eager`: median of paired ratios.",
+}
+
+
+def _folder(kept: Path | None) -> Any:
+    import contextlib
+    import tempfile
+
+    if kept is None:
+        return _temporary(tempfile.TemporaryDirectory())
+    kept.mkdir(parents=True, exist_ok=True)
+    return contextlib.nullcontext(kept.resolve())
+
+
+def _temporary(folder: Any) -> Any:
+    import contextlib
+
+    @contextlib.contextmanager
+    def opened() -> Any:
+        with folder as name:
+            yield Path(name)
+
+    return opened()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
