@@ -23,7 +23,8 @@ from ...runtime.manifest import Artifact, TensorSpec
 from .. import hf
 from ..capture import Captured
 from ..modules import module_path
-from . import Options, Target, UnsupportedOperation, constant_axes, narrow, requested_axes
+from . import Options, Target, UnsupportedOperation, constant_axes, narrow, onnx_fuse, requested_axes
+from .onnx_contrib import into_the_standard
 from .onnx_quantize import TRANSLATIONS, state_types, store_integers
 
 aten = torch.ops.aten
@@ -76,10 +77,13 @@ def unsupported(captured: Captured, artifact: Artifact) -> list[UnsupportedOpera
 def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
     """Write `model.onnx` (and `model.onnx.data` beside it when the weights pass 1.9 GB)."""
     captured = captured.specialize(constant_axes(captured, artifact))
-    model = _translate(captured)
+    fused = artifact.precision != "fp16"  # which ONNX Runtime's CPU computes in fp32 between casts anyway
+    model = _translate(captured, fused)
     state_types(model)
     _name_axes(model, captured)
     _keep_module_paths_only(model)
+    if fused:
+        onnx_fuse.part_norms_from_sums(model)
     model.producer_name, model.producer_version = "palmtop", ""
     model.metadata_props[IDENTITY_KEY] = identity
     if artifact.precision == "fp16":
@@ -90,10 +94,13 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if size > _LARGEST_SINGLE_FILE else None)
 
 
-def _translate(captured: Captured) -> onnx_ir.Model:
+def _translate(captured: Captured, fused: bool) -> onnx_ir.Model:
     program = captured.private_program()
     store_integers(program, captured)
-    table = {**hf.onnx_translations(), **TRANSLATIONS, aten.scaled_dot_product_attention.default: _attention}
+    if fused:
+        onnx_fuse.fuse_attention(program)
+    table = {**hf.onnx_translations(), **TRANSLATIONS, **onnx_fuse.TRANSLATIONS}
+    table[aten.scaled_dot_product_attention.default] = _attention
     with hf.onnx_patches(program), _quiet():
         try:
             exported = torch.onnx.export(
@@ -113,6 +120,7 @@ def _translate(captured: Captured) -> onnx_ir.Model:
             ) from error
     assert exported is not None
     hf.fix_onnx(exported)
+    into_the_standard(exported.model)
     return exported.model
 
 
