@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from torch.fx import Interpreter, Node
 
 from ..runtime.errors import RequestError
 from .sites import Site, layer_input
+
+# Rows of one text are too few for a product to be worth its threads: 384 columns took ten times as long a row.
+_AT_ONCE = 512
 
 
 @dataclass
@@ -31,19 +34,30 @@ class Statistics:
     low: float = 0.0
     high: float = 0.0
     rows: int = 0
+    _waiting: list[torch.Tensor] = field(default_factory=list, repr=False)
 
     @classmethod
     def empty(cls, columns: int) -> Statistics:
         return cls(torch.zeros(columns, columns), *(torch.zeros(columns) for _ in range(3)))
 
     def add(self, values: torch.Tensor) -> None:
+        """Count rows in. The hessian has them all after `finish`."""
         rows = values.detach().reshape(-1, values.shape[-1]).float()
-        self.hessian.addmm_(rows.t(), rows)
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= _AT_ONCE:
+            self.finish()
         self.lows = torch.minimum(self.lows, rows.amin(0))
         self.highs = torch.maximum(self.highs, rows.amax(0))
         self.largest = torch.maximum(self.highs, -self.lows)
         self.low, self.high = float(self.lows.min()), float(self.highs.max())
         self.rows += len(rows)
+
+    def finish(self) -> None:
+        """Add the rows that wait to the hessian."""
+        if self._waiting:
+            rows = torch.cat(self._waiting)
+            self._waiting.clear()
+            self.hessian.addmm_(rows.t(), rows)
 
 
 def calibrate(
@@ -81,6 +95,8 @@ def calibrate(
             progress()
     if not count:
         raise RequestError("Calibration needs at least one input; the data has none.")
+    for statistics in found.values():
+        statistics.finish()
     return found
 
 

@@ -231,7 +231,26 @@ def _gptq(
     find: Callable[[torch.Tensor, torch.Tensor], Grid | Palette],
     paired: bool = False,
 ) -> torch.Tensor:
-    """Round column after column; `find` gives the grid of the next `block` columns, as they are by then."""
+    """Round column after column; `find` gives the grid of the next `block` columns, as they are by then.
+
+    On one thread: these are thousands of operations on one column each, and on a busy machine threads that wait for one
+    another made them take 5 to 50 times as long. Integers then do not depend on the number of cores either.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _gptq_here(work, hessian, block, find, paired)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _gptq_here(
+    work: torch.Tensor,
+    hessian: torch.Tensor,
+    block: int,
+    find: Callable[[torch.Tensor, torch.Tensor], Grid | Palette],
+    paired: bool,
+) -> torch.Tensor:
     columns = work.shape[1]
     work = work.clone()
     diagonal = hessian.diagonal().double()

@@ -65,6 +65,7 @@ def test_statistics_by_hand():
     seen = Statistics.empty(2)
     seen.add(torch.tensor([[[1.0, -2.0], [3.0, 4.0]]]))
     seen.add(torch.tensor([[0.0, -5.0]]))
+    seen.finish()
     assert seen.hessian.tolist() == [[10.0, 10.0], [10.0, 45.0]]
     assert seen.largest.tolist() == [3.0, 5.0]
     assert (seen.lows.tolist(), seen.highs.tolist()) == ([0.0, -5.0], [3.0, 4.0])
