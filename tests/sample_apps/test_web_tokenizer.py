@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import random
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from palmtop.export.texts import SENTENCES
 from palmtop.export.tokenization.golden import tokenizer_cases
 from palmtop.export.tokenization.moses import rebuilt
+from palmtop.export.tokenization.patterns import KNOWN
 from palmtop.export.tokenization.spec import specification
 from palmtop.runtime.tokenizer_golden import TokenizerCase, utf16_offsets, write_tokenizer_golden
 from tokenizers import Tokenizer
@@ -19,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..export.test_tokenizer_spec import PIECES
 from ..support.moses import VARIANTS
-from ..support.vocabularies import KINDS
+from ..support.vocabularies import KINDS, tiktoken
 from ..support.web import built, needed
 
 
@@ -71,8 +73,9 @@ def write_folder(folder: Path, tokenizer: PreTrainedTokenizerBase, slow: PreTrai
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("folders")
+    patterns = {f"tiktoken, {name}": functools.partial(tiktoken, pattern) for pattern, name in KNOWN.items()}
     made = {}
-    for name, maker in KINDS.items():
+    for name, maker in (KINDS | patterns).items():
         backend = maker()
         pad = next((t.content for t in backend.get_added_tokens_decoder().values() if t.special), None)
         wrapped = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad, clean_up_tokenization_spaces=False)
@@ -94,7 +97,7 @@ def read(*folders: Path) -> list[dict]:
 
 def test_the_reader_gives_all_golden_vectors_of_every_kind(folders):
     answers = read(*folders.values())
-    assert len(answers) == len(KINDS) + len(VARIANTS)
+    assert len(answers) == len(KINDS) + len(KNOWN) + len(VARIANTS)
     for name, answer in zip(folders, answers, strict=True):
         assert answer.get("differences") == [], (name, answer)
         assert answer["vectors"] == answer["passed"] > 200, name

@@ -51,10 +51,10 @@ def _byte_pairs(split: pre_tokenizers.PreTokenizer, merges: int = 250) -> tuple[
     return {token: i for i, token in enumerate(vocab)}, pairs
 
 
-def tiktoken() -> Tokenizer:
+def tiktoken(pattern: str = LLAMA3) -> Tokenizer:
     """As tiktoken vocabularies are converted: a pattern, then bytes, whole words first, special tokens at the end."""
     split = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(LLAMA3), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
     vocab, pairs = _byte_pairs(split)
     backend = Tokenizer(models.BPE(vocab, pairs, ignore_merges=True))

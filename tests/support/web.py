@@ -116,6 +116,14 @@ class Browser:
         self._number = 0
         self._session: str | None = None
         self.errors: list[str] = []  # what the page threw, or wrote to the console as an error
+        try:
+            self._attach()
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
+
+    def _attach(self) -> None:
         target = next(t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page")
         attached = self.send("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]

@@ -6,7 +6,8 @@ self.addEventListener("install", (event) => {
   event.waitUntil(
     caches
       .open(SHELL)
-      .then((cache) => cache.addAll(FILES))
+      // The list of bundles is not part of every page; the first visit asked for it before this worker was there.
+      .then((cache) => Promise.all([cache.addAll(FILES), cache.add("bundles/index.json").catch(() => undefined)]))
       .then(() => self.skipWaiting()),
   );
 });
