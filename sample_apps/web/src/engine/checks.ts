@@ -3,7 +3,7 @@
 import type { Bundle } from "../bundle/bundle";
 import { differences, readGolden } from "../tokenizer/golden";
 import type { Model } from "./model";
-import { outputOf } from "./pipelines";
+import { cosine, outputOf } from "./pipelines";
 
 export interface Checks {
   tokenizer: { passed: number; vectors: number; differences: string[] };
@@ -13,6 +13,8 @@ export interface Checks {
 
 /** Beyond this an answer is not the reference's: palmtop holds ONNX itself to less, other processors add a little. */
 const ALLOWED = 1e-3;
+/** Artifacts of lower precision are not to give the same values, but to point the same way. */
+const ALIKE = 0.99;
 
 interface GoldenAnswer {
   text?: string | null;
@@ -46,9 +48,10 @@ async function checkModel(bundle: Bundle, model: Model): Promise<Checks["model"]
     const ids = model.padded("input_ids", encoding, least);
     if (JSON.stringify(ids) !== JSON.stringify(golden.encoding.input_ids)) continue;
     const values = await model.run(encoding, output, least);
-    const error = relativeError(values.filter((_, at) => at % expected.every === 0), expected.values);
+    const found = values.filter((_, at) => at % expected.every === 0);
+    const error = relativeError(found, expected.values);
     result.error = Math.max(result.error, error);
-    if (error <= ALLOWED || !precise) result.passed += 1;
+    if (precise ? error <= ALLOWED : cosine(found, Float32Array.from(expected.values)) >= ALIKE) result.passed += 1;
   }
   return result;
 }
