@@ -30,6 +30,7 @@ function serviceWorker(): Plugin {
 
 export default defineConfig({
   base: "./", // the page works in any folder of any server
+  appType: "mpa", // a file that is not there is not there, when vite serves it too
   build: { target: "es2022", assetsInlineLimit: 0, chunkSizeWarningLimit: 2000 },
   worker: { format: "es" },
   server: { fs: { allow: ["../.."] } },
