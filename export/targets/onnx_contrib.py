@@ -40,7 +40,9 @@ _OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 _LATER_OPERATIONS = {
     "Attention": (("Q", "K", "V", "attn_mask?"), {"q_num_heads": _INT, "kv_num_heads": _INT, "scale": _FLOAT}),
+    "QuantizeLinear": (("x", "y_scale", "y_zero_point"), {"axis": _INT, "block_size": _INT}),
 }
+_GIVES = {"QuantizeLinear": onnx_ir.DataType.UINT8}
 
 
 def into_the_standard(model: onnx_ir.Model) -> None:
@@ -49,7 +51,7 @@ def into_the_standard(model: onnx_ir.Model) -> None:
     for node in nodes:
         node.domain = ""
         for output in node.outputs:  # which nothing inferred for a domain of our own
-            output.type = output.type or onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+            output.type = output.type or onnx_ir.TensorType(_GIVES.get(node.op_type, onnx_ir.DataType.FLOAT))
     model.graph.opset_imports.pop(_LATER, None)
     if nodes:
         model.graph.opset_imports[""] = max(_LATER_OPSET, model.graph.opset_imports[""])

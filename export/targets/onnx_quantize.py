@@ -21,21 +21,22 @@ from onnxscript import opset18 as op
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from ...quantize.program import add_buffer
+from ...quantize.program import add_buffer, insert
 from ...quantize.sites import Site, Use, find_sites, layer_input
 from ...quantize.weights import QuantizedWeight
 from ...runtime.errors import RequestError
 from ..capture import Captured
 from ..modules import user_path
 from ..normalize import prune
-from .onnx_contrib import contrib
+from .onnx_contrib import contrib, later
 
 aten = torch.ops.aten
 _BLOCKS = (128, 64, 32, 16)
 _CENTRE = 128  # zero of the unsigned 8-bit inputs
 
 _LIBRARY = torch.library.Library("palmtop_onnx", "DEF")
-_LIBRARY.define("row_linear(Tensor x, Tensor weight, Tensor scales) -> Tensor")
+_LIBRARY.define("row_zeros(Tensor x) -> Tensor")
+_LIBRARY.define("row_linear(Tensor x, Tensor weight, Tensor scales, Tensor zeros) -> Tensor")
 _LIBRARY.define(
     "block_linear(Tensor x, Tensor weight, Tensor scales, Tensor? zeros, int rows, int bits, int block, bool rounded)"
     " -> Tensor"
@@ -47,7 +48,11 @@ _LIBRARY.define(
 _LIBRARY.define("dequantize(Tensor weight, Tensor scales, Tensor? zeros, int axis) -> Tensor")
 
 
-def _fake_row_linear(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def _fake_row_zeros(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], 1), dtype=torch.uint8)
+
+
+def _fake_row_linear(x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[1]))
 
 
@@ -64,6 +69,7 @@ def _fake_dequantize(weight: torch.Tensor, scales: torch.Tensor, zeros: Any, axi
 
 
 for _name, _fake in (
+    ("row_zeros", _fake_row_zeros),
     ("row_linear", _fake_row_linear),
     ("block_linear", _fake_block_linear),
     ("block_embedding", _fake_block_embedding),
@@ -77,14 +83,18 @@ _ours = torch.ops.palmtop_onnx
 # --- translations ---------------------------------------------------------------------------------------------------
 
 
-def _row_linear(x, weight, scales):
+def _row_zeros(x):
+    rows = op.Concat(op.Shape(x, start=0, end=-1), op.Constant(value_ints=[1]), axis=0)
+    return op.ConstantOfShape(rows, value=onnx_ir.tensor([_CENTRE], dtype=onnx_ir.DataType.UINT8))
+
+
+def _row_linear(x, weight, scales, zeros):
+    """Rounding by blocks as long as a row divides and rounds in one pass. Several layers that read `x` share it."""
     largest = op.ReduceMax(op.Abs(x), op.Constant(value_ints=[-1]), keepdims=1)
-    largest = op.Max(largest, op.Constant(value_float=1e-30))
-    steps = op.Mul(largest, op.Constant(value_float=1 / 127))
-    inputs = op.Mul(x, op.Div(op.Constant(value_float=127.0), largest))
+    steps = op.Mul(op.Max(largest, op.Constant(value_float=1e-30)), op.Constant(value_float=1 / 127))
+    rounded = later.QuantizeLinear(x, steps, zeros, axis=-1, block_size=weight.shape[0])
     one = op.Constant(value_float=1.0)
     zero = op.Constant(value=onnx_ir.tensor(_CENTRE, dtype=onnx_ir.DataType.UINT8))
-    rounded = op.QuantizeLinear(inputs, one, zero)
     return op.Mul(contrib.MatMulIntegerToFloat(rounded, weight, one, scales, zero), steps)
 
 
@@ -108,6 +118,7 @@ def _dequantize(weight, scales, zeros, axis):
 
 
 TRANSLATIONS: dict[Callable, Any] = {
+    _ours.row_zeros.default: _row_zeros,
     _ours.row_linear.default: _row_linear,
     _ours.block_linear.default: _block_linear,
     _ours.block_embedding.default: _block_embedding,
@@ -143,9 +154,21 @@ def store_integers(program: ExportedProgram, captured: Captured) -> None:
         stored = _Stored(program, site, weight)
         for use in site.uses:
             _rewrite(stored, nodes[use.node], use)
+    _share_zeros(program)
     prune(program)
     program.graph.lint()
     program.graph_module.recompile()
+
+
+def _share_zeros(program: ExportedProgram) -> None:
+    """One tensor of zero points for all layers whose inputs have the same rows."""
+    made: dict[str, Node] = {}
+    for node in list(program.graph.nodes):
+        if node.target is _ours.row_zeros.default:
+            first = made.setdefault(str(node.meta["val"].shape), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                program.graph.erase_node(node)
 
 
 class _Stored:
@@ -222,7 +245,9 @@ def _rewrite(stored: _Stored, node: Node, use: Use) -> None:
     elif use.kind == "linear" and _row_wise(weight):
         integers = stored.buffer("integers", lambda: weight.integers.t().contiguous())
         scales = stored.buffer("row_scales", lambda: weight.scales.flatten().contiguous())
-        _replace_linear(node, _ours.row_linear.default, (integers, scales))
+        source = layer_input(node)
+        zeros = insert(node, _ours.row_zeros.default, (source,), _fake_row_zeros(source.meta["val"]))
+        _replace_linear(node, _ours.row_linear.default, (integers, scales, zeros))
     elif use.kind == "linear" and stored.block is not None:
         rounded = weight.scheme.activations != "none"
         rows = weight.integers.shape[0]
