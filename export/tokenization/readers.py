@@ -31,6 +31,9 @@ _MODULES = {
     "sentencepiece": "sentencepiece",
 }
 NODE_READER = "@huggingface/tokenizers"
+# The reader of the sample app for browsers, where `make web-build` has built it; it checks everything in the vectors.
+OWN_READER = "palmtop, TypeScript"
+_OWN = Path(__file__).resolve().parents[2] / "sample_apps" / "web" / "build" / "golden.mjs"
 # A reader that takes longer than this many seconds is stopped.
 _PATIENCE = 60
 
@@ -64,6 +67,7 @@ def compatibility(folder: Path, cases: list[TokenizerCase], bare: dict[str, list
     singles = [case for case in cases if case.text in bare and not (case.truncation or case.padding or case.text_pair)]
     singles = [case for case in singles if case.add_special_tokens]
     texts = json.dumps([case.text for case in singles])
+    own = _started(["node", str(_OWN), "."], folder) if _OWN.is_file() and shutil.which("node") else None
     running = [(name, _started(command, folder)) for name, command in _commands(folder)]
     for _, process in running:
         assert process.stdin is not None
@@ -75,6 +79,8 @@ def compatibility(folder: Path, cases: list[TokenizerCase], bare: dict[str, list
         process.stdin = None
     for name, process in running:
         found.append(_reading(name, process, singles, bare))
+    if own is not None:
+        found.append(_own_reading(own))
     return [asdict(reading) for reading in found]
 
 
@@ -144,6 +150,22 @@ def _reading(
         special,
         None if first is None else f"first with {first[:60]!r}",
     )
+
+
+def _own_reading(process: subprocess.Popen[str]) -> Reading:
+    """Our own reader's verdict: it goes through the folder's vectors itself."""
+    try:
+        out, _ = process.communicate(timeout=_PATIENCE)
+        answer = json.loads(out)
+    except (subprocess.TimeoutExpired, ValueError):
+        process.kill()
+        process.communicate()
+        return Reading(OWN_READER, None, "aborts", why=f"no answer in {_PATIENCE} s, or none that can be read")
+    if "refused" in answer:
+        return Reading(OWN_READER, None, "refuses", why=" ".join(answer["refused"].split())[:200])
+    passed, vectors = answer["passed"], answer["vectors"]
+    first = None if passed == vectors else f"first: {str(answer['differences'][0])[:60]}"
+    return Reading(OWN_READER, None, "passes" if passed == vectors else "differs", passed, vectors, True, first)
 
 
 def _reason(error: str, said: str) -> str:

@@ -87,3 +87,24 @@ def test_a_javascript_reader_is_run_where_node_finds_it(bundle, tmp_path, monkey
     (package / "main.js").write_text("exports.Tokenizer = class { constructor() { throw new Error('not mine'); } };")
     row = readers.compatibility(folder, [good], bare)[1]
     assert (row["result"], row["why"]) == ("refuses", "Error: not mine")
+
+
+def test_our_own_reader_is_in_the_table_where_it_is_built(bundle, tmp_path, monkeypatch):
+    if shutil.which("node") is None:
+        pytest.skip("there is no node here")
+    folder = bundle / "tokenizer"
+    cases = read_tokenizer_golden(folder / "golden.jsonl")
+    answers = {
+        "passes": {"vectors": 79, "passed": 79, "differences": []},
+        "differs": {"vectors": 79, "passed": 78, "differences": ["accents: ids"]},
+        "refuses": {"refused": "step 'x' is unknown"},
+    }
+    program = tmp_path / "golden.mjs"
+    monkeypatch.setattr(readers, "_OWN", program)
+    monkeypatch.setattr(readers, "_MODULES", {})
+    for result, answer in answers.items():
+        program.write_text(f"console.log({json.dumps(json.dumps(answer))})", encoding="utf-8")
+        row = readers.compatibility(folder, cases, {})[-1]
+        assert (row["reader"], row["result"]) == (readers.OWN_READER, result)
+    program.write_text("process.exit(3)", encoding="utf-8")
+    assert readers.compatibility(folder, cases, {})[-1]["result"] == "aborts"
