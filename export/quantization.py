@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -25,6 +26,8 @@ Advance = Callable[[], None]
 
 # More tokens than these change what is found by less than another choice of texts would.
 _MOST_TOKENS = 32768
+# Tokens, or numbers of another input, that make a batch of short inputs.
+_AT_ONCE = 512
 
 
 def preset_plan(captured: Captured, preset: Preset) -> Plan:
@@ -45,7 +48,28 @@ def check_plan(captured: Captured, plan: Plan) -> None:
 
 def observe(captured: Captured, feeds: Iterable[Feeds], progress: Advance | None = None) -> dict[str, Statistics]:
     """What flows into the model's layers on these inputs, by activation."""
-    return calibrate(captured.program, find_sites(captured.program), feeds, progress)
+    return calibrate(captured.program, find_sites(captured.program), _together(captured, feeds, progress))
+
+
+def _together(captured: Captured, feeds: Iterable[Feeds], progress: Advance | None) -> Iterator[Feeds]:
+    """Inputs of one shape in one batch where the model takes batches: many small products take far longer."""
+    batch = captured.symbols.get("batch")
+    joins = batch is not None and all(spec.dims and spec.dims[0].symbol == "batch" for spec in captured.inputs)
+    groups: dict[tuple[tuple[int, ...], ...], list[Feeds]] = {}
+    for feed in feeds:
+        groups.setdefault(tuple(feed[spec.name].shape for spec in captured.inputs), []).append(feed)
+    for shapes, group in groups.items():
+        rows = max(_AT_ONCE // max(math.prod(shape) for shape in shapes), 1) if joins else 1
+        if batch is not None and batch.largest is not None:
+            rows = min(rows, max(batch.largest // shapes[0][0], 1))
+        for start in range(0, len(group), rows):
+            part = group[start : start + rows]
+            yield (
+                {name: np.concatenate([feed[name] for feed in part]) for name in part[0]} if len(part) > 1 else part[0]
+            )
+            for _ in part:
+                if progress is not None:
+                    progress()
 
 
 def quantized(captured: Captured, plan: Plan, statistics: Mapping[str, Statistics]) -> Captured:
