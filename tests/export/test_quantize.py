@@ -13,11 +13,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 from palmtop.export import export_checkpoint, export_module
+from palmtop.export.build import capture_subject
 from palmtop.export.judge import Judge
-from palmtop.export.quantization import Quantizer
+from palmtop.export.quantization import Quantizer, observe, single_rows
 from palmtop.export.source import open_source
 from palmtop.export.subject import checkpoint_subject
+from palmtop.quantize.calibrate import calibrate
 from palmtop.quantize.scheme import Plan, Scheme
+from palmtop.quantize.sites import find_sites
 from palmtop.runtime import load
 from palmtop.runtime.bundle import Bundle
 from palmtop.runtime.errors import ParityError, RequestError
@@ -520,3 +523,18 @@ def test_verify_holds_a_quantized_bundle_to_what_was_asked_of_it(classifier, int
     ran = palmtop("verify", bundle)
     assert ran.code == 1
     assert ">= 0.995" in ran.err
+
+
+def test_calibration_sees_the_same_in_batches_as_one_at_a_time(classifier):
+    subject = checkpoint_subject(open_source(classifier), None, None)
+    captured = capture_subject(subject)
+    feeds = list(single_rows(subject.calibration(None)))[:60]
+    assert len({feed["input_ids"].shape for feed in feeds}) < len(feeds)
+    done: list[None] = []
+    together = observe(captured, feeds, lambda: done.append(None))
+    alone = calibrate(captured.program, find_sites(captured.program), feeds)
+    assert len(done) == len(feeds)
+    for name, entry in alone.items():
+        assert together[name].rows == entry.rows
+        torch.testing.assert_close(together[name].largest, entry.largest, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[name].hessian, entry.hessian, rtol=1e-3, atol=1e-3)
