@@ -11,6 +11,8 @@ Measured with ONNX Runtime 1.31 on one thread, MiniLM's sizes, 128 tokens (`benc
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir
 import torch
 from torch.export import ExportedProgram
@@ -43,34 +45,102 @@ def fuse_attention(program: ExportedProgram) -> None:
     differs stays as it is: rotary positions between, causal attention without a mask, grouped queries, heads of
     different number, masks that are not numbers for (batch or 1, heads or 1, queries or 1, keys).
     """
-    masks: dict[tuple[Node | None, str], Node] = {}
+    masks: dict[tuple, Node] = {}
     for node in list(program.graph.nodes):
-        if node.target is aten.scaled_dot_product_attention.default:
-            _fuse(node, masks)
+        given = _given(node)
+        if given is not None:
+            _fuse(node, given, masks)
     program.graph.eliminate_dead_code()
     program.graph.lint()
     program.graph_module.recompile()
 
 
-def _fuse(node: Node, masks: dict[tuple[Node | None, str], Node]) -> None:
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    if given.get("is_causal") or given.get("enable_gqa") or given.get("dropout_p"):
-        return
+@dataclass(frozen=True)
+class _Attention:
+    """What an attention reads: heads of (batch, heads, length, depth), and what is added to the scores."""
+
+    query: Node
+    key: Node
+    value: Node
+    added: tuple[Node, ...]
+    scale: float | None
+
+
+def _given(node: Node) -> _Attention | None:
+    """Attention as one operation, or in products around a softmax, as MPNet has it for its relative positions."""
+    if node.target is aten.scaled_dot_product_attention.default:
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        if given.get("is_causal") or given.get("enable_gqa") or given.get("dropout_p"):
+            return None
+        mask = given.get("attn_mask")
+        added = () if mask is None else (mask,)
+        return _Attention(given["query"], given["key"], given["value"], added, given.get("scale"))
+    if node.target is not aten.matmul.default or node.args[0].target is not aten.softmax.int:
+        return None
+    softmax, value = node.args
+    scores, axis = softmax.args[:2]
+    if (
+        len(softmax.args) > 2
+        or softmax.kwargs
+        or len(softmax.users) != 1
+        or axis not in (-1, scores.meta["val"].dim() - 1)
+    ):
+        return None
+    added: list[Node] = []
+    while scores.target is aten.add.Tensor and len(scores.users) == 1 and not scores.kwargs:
+        left, right = scores.args
+        if not isinstance(left, Node) or not isinstance(right, Node):
+            return None
+        scores, other = (left, right) if _product(left) is not None or left.target is aten.add.Tensor else (right, left)
+        added.insert(0, other)
+    found = _product(scores)
+    return None if found is None else _Attention(found[0], found[1], value, tuple(added), found[2])
+
+
+def _product(node: Node) -> tuple[Node, Node, float] | None:
+    """Queries, keys and scale of scores, when nothing else reads them."""
+    scale = 1.0
+    while node.target in (aten.div.Tensor, aten.mul.Tensor) and len(node.users) == 1:
+        source, number = node.args
+        if not isinstance(source, Node) or not isinstance(number, (int, float)):
+            return None
+        scale = scale / number if node.target is aten.div.Tensor else scale * number
+        node = source
+    if node.target is not aten.matmul.default or len(node.users) != 1:
+        return None
+    query, turned = node.args
+    if turned.target is not aten.transpose.int or {axis % 4 for axis in turned.args[1:3]} != {2, 3}:
+        return None
+    return query, turned.args[0], scale
+
+
+def _fuse(node: Node, given: _Attention, masks: dict[tuple, Node]) -> None:
     joined = _joined(node)
-    query, key, value = (_before_split(given[name]) for name in names[:3])
+    query, key, value = _before_split(given.query), _before_split(given.key), _before_split(given.value)
     if joined is None or query is None or key is None or value is None:
         return
-    heads = node.meta["val"].shape[1]
-    mask = given.get("attn_mask")
-    if mask is not None:
-        if not _fits(mask, given["query"], given["key"]):
+    mask = None
+    if given.added:
+        if not all(_fits(each, given.query, given.key) for each in given.added):
             return
-        mask = _for_every_query(mask, query, node, masks)
-    arguments = (query, key, value, mask, heads, given.get("scale"))
+        mask = _for_every_query(_sum(given.added, node, masks), query, node, masks)
+    heads = node.meta["val"].shape[1]
+    arguments = (query, key, value, mask, heads, given.scale)
     fused = insert(node, torch.ops.palmtop_onnx.attention.default, arguments, joined.meta["val"])
     joined.replace_all_uses_with(fused)
     joined.graph.erase_node(joined)
+
+
+def _sum(added: tuple[Node, ...], before: Node, made: dict[tuple, Node]) -> Node:
+    """What layer after layer adds to its scores, added up once."""
+    total = added[0]
+    for other in added[1:]:
+        if (total, other) not in made:
+            value = total.meta["val"] + other.meta["val"]
+            made[total, other] = insert(before, aten.add.Tensor, (total, other), value)
+        total = made[total, other]
+    return total
 
 
 def _before_split(node: Node) -> Node | None:
@@ -100,7 +170,7 @@ def _joined(node: Node) -> Node | None:
 
 
 def _swaps_heads(node: Node) -> bool:
-    if len(node.meta["val"].shape) != 4:
+    if node.op != "call_function" or len(node.meta["val"].shape) != 4:
         return False
     if node.target is aten.transpose.int:
         return {axis % 4 for axis in node.args[1:3]} == {1, 2}
@@ -123,7 +193,7 @@ def _fits(mask: Node, query: Node, key: Node) -> bool:
     return all(size in sizes for size, sizes in zip(given, allowed, strict=True))
 
 
-def _for_every_query(mask: Node, query: Node, before: Node, made: dict[tuple[Node | None, str], Node]) -> Node:
+def _for_every_query(mask: Node, query: Node, before: Node, made: dict[tuple, Node]) -> Node:
     """A mask with a row for each query: ONNX Runtime's kernel does not broadcast it. Made once for all layers."""
     length = query.meta["val"].shape[1]
     if _sizes(mask)[2] == str(length):

@@ -87,6 +87,31 @@ def test_attention_is_one_operation_whatever_its_mask_and_lengths(tmp_path, mask
         np.testing.assert_allclose(actual, expected, atol=3e-6)
 
 
+def in_products(query, key, value, mask):
+    return ((query @ key.transpose(-1, -2)) / 3.0 + mask + mask.sin()).softmax(dim=-1) @ value
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_attention_in_products_is_one_operation_too(tmp_path, mask):
+    module = Attend(in_products)
+    artifact = lowered(module, tmp_path, mask)
+    assert operations(tmp_path / artifact.path)["Attention"] == 1
+    x, other = torch.randn(2, 9, _WIDTH), torch.randn(2, 33, _WIDTH)
+    bias = torch.randn([d.size or {"batch": 2, "sequence": 9, "keys": 33}[d.symbol] for d in mask])
+    actual = Session.open(tmp_path, artifact, IDENTITY, threads=1).run(
+        {"x": x.numpy(), "other": other.numpy(), "mask": bias.numpy()}
+    )
+    np.testing.assert_allclose(actual["output"], module(x, other, bias), atol=3e-6)
+
+
+def scaled_after_the_mask(query, key, value, mask):
+    return ((query @ key.transpose(-1, -2) + mask) / 3.0).softmax(dim=-1) @ value
+
+
+def along_queries(query, key, value, mask):
+    return (query @ key.transpose(-1, -2) + mask).softmax(dim=-2) @ value
+
+
 def rotated(query, key, value, mask):
     """Something between the heads and attention, as rotary positions are."""
     return scaled_dot_product_attention(query.flip(-1), key * mask, value)
@@ -117,9 +142,11 @@ def depth_first(x):
         (causal, (size(1), size(1), size(1), size(1)), None),
         (flat_mask, (size(1), size(1), LENGTH, KEYS), None),
         (seen_elsewhere, (BATCH, size(1), size(1), KEYS), None),
+        (scaled_after_the_mask, (BATCH, size(1), size(1), KEYS), None),
+        (along_queries, (BATCH, size(1), size(1), KEYS), None),
         (lambda q, k, v, m: scaled_dot_product_attention(q, k, v, m), (BATCH, size(1), size(1), KEYS), depth_first),
     ],
-    ids=["rotated", "causal", "mask of another rank", "read twice", "channels apart"],
+    ids=["rotated", "causal", "mask of another rank", "read twice", "scaled later", "over queries", "channels apart"],
 )
 def test_other_attention_stays_as_it_is(tmp_path, attend, mask, split):
     module = Attend(attend, split)
@@ -139,7 +166,7 @@ def test_fp16_is_left_as_it_is(tmp_path):
     assert not operations(tmp_path / artifact.path)["Attention"]
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "albert", "electra"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "albert", "electra", "mpnet"])
 def test_every_layer_of_an_encoder_is_fused_and_no_value_moves_beyond_its_noise(checkpoint, tmp_path, model_type):
     subject, program = capture_checkpoint(checkpoint(model_type, "feature-extraction"), "feature-extraction")
     artifact = plan(program, Options())
