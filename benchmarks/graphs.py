@@ -1,4 +1,4 @@
-"""How large graphs are and what capturing costs: MiniLM raw, normalised, and as ONNX with two kinds of attention.
+"""How large graphs are and what capturing costs: MiniLM raw, normalised, and as ONNX with three kinds of attention.
 
 The figures of docs/decisions.md.
 
@@ -21,7 +21,7 @@ from palmtop.export import capture as capturing
 from palmtop.export.build import capture_subject
 from palmtop.export.source import open_source
 from palmtop.export.subject import checkpoint_subject
-from palmtop.export.targets import Options, get_target, onnx
+from palmtop.export.targets import Options, get_target, onnx, onnx_fuse
 from palmtop.runtime.backends import get_backend
 from palmtop.runtime.manifest import Dim
 
@@ -54,8 +54,16 @@ def main() -> None:
 
     target = get_target("onnx")
     artifact = target.plan(captured, Options())
-    for name, attention in (("torchlib's", onnx.aten_scaled_dot_product_attention), ("our", onnx._attention)):
-        with tempfile.TemporaryDirectory() as folder, mock.patch.object(onnx, "_attention", attention):
+    for name, attention, fuse in (
+        ("torchlib's", onnx.aten_scaled_dot_product_attention, mock.Mock()),
+        ("our", onnx._attention, mock.Mock()),
+        ("the standard's", onnx._attention, onnx_fuse.fuse_attention),
+    ):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.object(onnx, "_attention", attention),
+            mock.patch.object(onnx_fuse, "fuse_attention", fuse),
+        ):
             path = Path(folder) / "model.onnx"
             target.lower(captured, artifact, "0" * 64, path)
             operations = get_backend("onnx").contents(path).operations

@@ -80,22 +80,18 @@ def _given(node: Node) -> _Attention | None:
         return None
     softmax, value = node.args
     scores, axis = softmax.args[:2]
-    if (
-        len(softmax.args) > 2
-        or softmax.kwargs
-        or len(softmax.users) != 1
-        or axis not in (-1, scores.meta["val"].dim() - 1)
-    ):
+    in_another_dtype = len(softmax.args) > 2 or softmax.kwargs
+    if in_another_dtype or len(softmax.users) != 1 or axis not in (-1, scores.meta["val"].dim() - 1):
         return None
-    added: list[Node] = []
+    more: list[Node] = []
     while scores.target is aten.add.Tensor and len(scores.users) == 1 and not scores.kwargs:
         left, right = scores.args
         if not isinstance(left, Node) or not isinstance(right, Node):
             return None
         scores, other = (left, right) if _product(left) is not None or left.target is aten.add.Tensor else (right, left)
-        added.insert(0, other)
+        more.insert(0, other)
     found = _product(scores)
-    return None if found is None else _Attention(found[0], found[1], value, tuple(added), found[2])
+    return None if found is None else _Attention(found[0], found[1], value, tuple(more), found[2])
 
 
 def _product(node: Node) -> tuple[Node, Node, float] | None:
