@@ -90,7 +90,9 @@ def eager(checkpoint: Path, threads: int = 1) -> Embedder:
     """The checkpoint in PyTorch, as transformers loads it: the reference."""
     import torch
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.set_num_threads(threads)
     model = AutoModel.from_pretrained(checkpoint).eval()
 
