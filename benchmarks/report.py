@@ -44,7 +44,7 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text(encoding="utf-8", errors="replace").split()) if info.exists() else set()
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI", "asimddp": "dot products"}
-    has = [text for flag, text in known.items() if flag in flags]
+    has = list(dict.fromkeys(text for flag, text in known.items() if flag in flags))
     without = [] if any("vnni" in flag for flag in flags) else ["no VNNI"]
     cores = os.cpu_count()
     features = ", ".join(has + without)
