@@ -43,5 +43,5 @@ def text_feeds(inputs: TextInputs, path: Path | None = None) -> list[dict[str, A
 def _own(task: str) -> list[Text]:
     texts: list[Text] = list(_TEXTS.read_text(encoding="utf-8").splitlines())
     if task == "question-answering":  # any two neighbours: what a question and a passage look like to the layers
-        return [(first, second) for first, second in zip(texts[0::2], texts[1::2], strict=False)]  # type: ignore[misc]
+        return [(first, second) for first, second in zip(texts[0::2], texts[1::2], strict=False)]
     return texts

@@ -93,12 +93,12 @@ def alter_lowering(patch: pytest.MonkeyPatch) -> None:
     """Have the ExecuTorch lowering get one weight wrong, as a faulty pass would."""
     faithful = executorch_lowering.rewrite
 
-    def rewrite(program):
+    def rewrite(program, **options):
         name = next(name for name in program.state_dict if name.endswith(f"{ALTERED}.weight"))
         changed = program.state_dict[name].detach().clone()
         changed[3, 5] += 1.0
         program._state_dict = {**program.state_dict, name: torch.nn.Parameter(changed, requires_grad=False)}
-        faithful(program)
+        faithful(program, **options)
 
     patch.setattr(executorch_lowering, "rewrite", rewrite)
 
