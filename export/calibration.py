@@ -41,7 +41,7 @@ def text_feeds(inputs: TextInputs, path: Path | None = None) -> list[dict[str, A
 
 
 def _own(task: str) -> list[Text]:
-    texts: list[Text] = list(_TEXTS.read_text(encoding="utf-8").splitlines())
+    lines = _TEXTS.read_text(encoding="utf-8").splitlines()
     if task == "question-answering":  # any two neighbours: what a question and a passage look like to the layers
-        return [(first, second) for first, second in zip(texts[0::2], texts[1::2], strict=False)]
-    return texts
+        return list(zip(lines[0::2], lines[1::2], strict=False))
+    return list(lines)
