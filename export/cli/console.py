@@ -82,6 +82,7 @@ def print_json(value: Any) -> None:
 
     json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
     sys.stdout.write("\n")
+    sys.stdout.flush()  # a reader that has gone is noticed here, where it is no error, and not when Python ends
 
 
 def size(count: int) -> str:
