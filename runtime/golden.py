@@ -14,7 +14,6 @@ They are what a phone, a CI job without torch, or a tokenizer in another languag
 from __future__ import annotations
 
 import base64
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DamagedError
+from .records import read_records, write_records
 
 # Outputs larger than this are sampled. A prime stride visits every column of a matrix in turn.
 MOST_VALUES = 512
@@ -111,24 +111,12 @@ class GoldenCase:
 
 def write_golden(path: Path, cases: list[GoldenCase]) -> None:
     """Write cases, one a line, the same bytes for the same cases."""
-    lines = [json.dumps(case.to_json(), ensure_ascii=False, allow_nan=False, sort_keys=True) for case in cases]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_records(path, (case.to_json() for case in cases))
 
 
 def read_golden(path: Path) -> list[GoldenCase]:
     """Read cases. Raises DamagedError naming the line that is not one."""
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{path.name} cannot be read: {error}.") from error
-    cases = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            cases.append(GoldenCase.from_json(json.loads(line)))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise DamagedError(f"{path.name}, line {number}, is not a golden vector: {error!r}.") from error
+    cases = read_records(path, GoldenCase.from_json)
     if not cases:
         raise DamagedError(f"{path.name} holds no golden vectors.")
     return cases

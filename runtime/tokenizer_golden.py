@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DamagedError
+from .records import read_records, write_records
 
 GOLDEN_TOKENS_NAME = "golden.jsonl"
 
@@ -44,24 +43,12 @@ class TokenizerCase:
 
 def write_tokenizer_golden(path: Path, cases: list[TokenizerCase]) -> None:
     """Write cases, one a line, the same bytes for the same cases."""
-    lines = [json.dumps(dataclasses.asdict(case), ensure_ascii=False, sort_keys=True) for case in cases]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_records(path, (dataclasses.asdict(case) for case in cases))
 
 
 def read_tokenizer_golden(path: Path) -> list[TokenizerCase]:
     """Read cases. Raises DamagedError naming the line that is not one."""
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{path.name} cannot be read: {error}.") from error
-    cases = []
-    for number, line in enumerate(lines, start=1):
-        if line:
-            try:
-                cases.append(TokenizerCase(**json.loads(line)))
-            except (TypeError, ValueError, RecursionError) as error:
-                raise DamagedError(f"{path.name}, line {number}, is not a golden vector: {error}.") from error
-    return cases
+    return read_records(path, lambda record: TokenizerCase(**record))
 
 
 def utf16_offsets(
