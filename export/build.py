@@ -280,6 +280,7 @@ def _summary(report: Report, noise: dict[str, Noise], cases: Sequence[Case]) -> 
             "rms_error": max((m["rms_error"] for m in measured if m["rms_error"] is not None), default=None),
             "cosine": min((m["cosine"] for m in measured if m["cosine"] is not None), default=None),
             "agreement": min((m["agreement"] for m in measured), default=None),
+            **({"golden": entry.golden} if entry.golden else {}),
         }
     return {"reference": report.reference, "cases": len(cases), "noise": _plain(noise), "artifacts": artifacts}
 

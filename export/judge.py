@@ -10,6 +10,7 @@ from pathlib import Path
 from ..quantize.scheme import Plan
 from ..runtime.errors import RequestError
 from ..runtime.evaluation import evaluate, predictor
+from ..runtime.gate import on_golden
 from ..runtime.golden import GoldenCase
 from ..runtime.labelled import Dataset, read_data
 from ..runtime.manifest import Artifact, Manifest
@@ -75,10 +76,13 @@ class Judge:
 
     def _also_golden(self, report: ArtifactReport) -> ArtifactReport:
         """A bundle's later checks run on its golden vectors: what fails there has failed here."""
-        if report.status != "passed":
+        if report.status == "not executed" or (report.status == "failed" and not self.request.keep_best):
             return report
-        on_golden = self.work.verify(self.work.root, self._artifact(report), cases=golden_cases(self.golden))
-        return on_golden if on_golden.status == "failed" else report
+        artifact = self._artifact(report)
+        found = self.work.verify(self.work.root, artifact, cases=golden_cases(self.golden), least=on_golden(artifact))
+        worse = found if found.status == "failed" and report.status == "passed" else report
+        worse.golden = {measure.output: round(measure.agreement, 7) for measure in found.measures}
+        return worse
 
     def _accuracy(self, report: ArtifactReport) -> float:
         """The artifact's score on the labelled data as a share of the reference's (1 when both are 0)."""

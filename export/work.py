@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..runtime.gate import Least
 from ..runtime.manifest import Artifact, Manifest
 from ..runtime.parity import Noise
 from ..runtime.session import Session
@@ -58,8 +59,9 @@ class Work:
         artifact: Artifact,
         advance: Callable[[], None] | None = None,
         cases: Sequence[Case] | None = None,
+        least: Least | None = None,
     ) -> ArtifactReport:
-        """Verify an artifact below a folder, on all cases or on others."""
+        """Verify an artifact below a folder, on all cases or on others; `least`: what it has to keep on those."""
         return verify_artifact(
             artifact,
             lambda: Session.open(root, artifact, self.manifest.identity, threads=1),
@@ -67,6 +69,7 @@ class Work:
             task=self.manifest.task,
             tokenizer=self.manifest.tokenizer,
             noise=self.noise,
+            least=least,
             progress=advance,
         )
 

@@ -139,7 +139,7 @@ class Measure:
         limit = self.bound or Bound(math.inf, math.inf)
         if limit.agreement is not None:
             return (
-                f"{self.output}: agreement {self.agreement:.5f} (asked for {limit.agreement:g}), worst cosine "
+                f"{self.output}: agreement {self.agreement:.5f} (at least {limit.agreement:g}), worst cosine "
                 f"{self.cosine:.5f}, worst in '{self.worst_case}'"
             )
         return (

@@ -16,6 +16,7 @@ import numpy as np
 from .bundle import Bundle
 from .cause import Cause
 from .errors import PalmtopError, RequestError
+from .gate import Least, asked, later
 from .golden import Expected, GoldenCase
 from .manifest import Artifact, Dim, TokenizerSpec
 from .parity import Agreement, Bound, Comparison, Measure, Noise, bound_for
@@ -60,6 +61,7 @@ class ArtifactReport:
     cases: int = 0
     skipped: list[str] = field(default_factory=list)
     cause: Cause | None = None
+    golden: dict[str, float] = field(default_factory=dict)  # of quantized ones, the agreement of outputs on these
     seconds: float = 0.0  # all runs together, comparing included; no part of any file
 
     @property
@@ -136,6 +138,7 @@ def verify_artifact(
     task: str,
     tokenizer: TokenizerSpec | None,
     noise: dict[str, Noise],
+    least: Least | None = None,
     progress: Callable[[], None] | None = None,
 ) -> ArtifactReport:
     """Execute an artifact on all cases and compare.
@@ -144,6 +147,7 @@ def verify_artifact(
         open_session: loads the artifact; a RequestError from it means that nothing here executes the format, which is
             reported as `not executed`, never as passed.
         noise: the reference's noise floor by output.
+        least: what a quantized artifact has to keep; None: what it was asked to.
         progress: called after each case.
     """
     report = ArtifactReport(artifact.target, artifact.path, artifact.precision, status="failed")
@@ -154,9 +158,11 @@ def verify_artifact(
         return report
     report.engine = session.engine
     comparisons = {spec.name: Comparison(spec.name) for spec in artifact.outputs}
-    asked, least = asked_agreement(artifact)
-    bounds = {name: bound_for(artifact.precision, noise.get(name, Noise(0.0, 0.0)), asked) for name in comparisons}
-    agreement = Agreement(least=least) if task in _DECISIONS else None
+    least = least or asked(artifact)
+    bounds = {
+        name: bound_for(artifact.precision, noise.get(name, Noise(0.0, 0.0)), least.of(name)) for name in comparisons
+    }
+    agreement = Agreement(least=least.decisions) if task in _DECISIONS else None
     for case in cases:
         fitted = fit_feeds(case.feeds, artifact, tokenizer)
         if fitted is None:
@@ -247,17 +253,6 @@ def decides(task: str) -> bool:
     return task in _DECISIONS
 
 
-def asked_agreement(artifact: Artifact) -> tuple[float | None, float | None]:
-    """What a quantized artifact has to keep: the least agreement of its outputs, and of the task's decisions."""
-    quantization = artifact.quantization or {}
-    asked = quantization.get("min_agreement")
-    if asked is None:
-        return None, None
-    if quantization.get("metric", "cosine") == "cosine":
-        return asked, None
-    return 0.0, asked if quantization["metric"] == "top1" else 0.0
-
-
 def golden_cases(cases: Iterable[GoldenCase]) -> list[Case]:
     """A bundle's golden vectors as cases of one row."""
     return [
@@ -289,6 +284,7 @@ def verify_bundle(
     manifest = bundle.manifest
     chosen = [bundle.artifact(target) for target in targets] if targets else list(manifest.artifacts)
     golden = bundle.golden()
+    on_golden = cases is None
     cases = golden_cases(golden) if cases is None else cases
     noise = recorded_noise(bundle) if noise is None else noise
     reports = []
@@ -306,6 +302,7 @@ def verify_bundle(
                 task=manifest.task,
                 tokenizer=manifest.tokenizer,
                 noise=noise,
+                least=later(manifest, artifact, on_golden),
                 progress=progress,
             )
         )

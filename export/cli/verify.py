@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     bundle = Bundle.open(arguments.bundle)
     bundle.check_files()
     targets = [name.strip() for name in arguments.target.split(",")] if arguments.target else None
-    cases, noise, reference = golden_cases(bundle.golden()), None, "golden vectors"
+    given, noise, reference = None, None, "golden vectors"
     explained, explain = None, None
     if arguments.explain and not arguments.reference:
         explained = [artifact.target for artifact in alone(bundle, targets)]
@@ -57,13 +57,13 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     with console.progress() as progress:
         if arguments.reference:
             advance = progress("Running the reference", 1)
-            cases, noise, explain = _reference_cases(arguments, bundle, texts)
+            given, noise, explain = _reference_cases(arguments, bundle, texts)
             advance()
             reference = f"eager PyTorch of {arguments.reference}, fp32, unpatched"
         report = verify_bundle(
             bundle,
             targets=targets,
-            cases=cases,
+            cases=given,
             noise=noise,
             reference=reference,
             threads=arguments.threads,
@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         found = []
         if arguments.explain and explain is not None:
             advance = progress("Looking inside", len(explained or report.artifacts))
+            cases = golden_cases(bundle.golden()) if given is None else given
             found = explain_report(bundle, report, cases, explain, advance, explained)
     _show(arguments, console, bundle, report, found)
     unexecuted = [entry for entry in report.artifacts if entry.status == "not executed"]
