@@ -1,0 +1,1 @@
+"""Text generation: a decoder captured with its key-value cache, by one route for every architecture."""

@@ -1,0 +1,224 @@
+"""A decoder-only model as a program that takes tokens and a cache and gives logits and the cache.
+
+One route serves every architecture: the unpatched model is called with a `Cache` made of the program's inputs. How it
+wants to be called is found by trying: what gives the logits of the whole sequence at once, given in steps, is right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ...runtime.errors import UnsupportedError
+from ...runtime.manifest import Dim, TensorSpec
+from ..capture import Trace
+from .cache import cache_tensors, fixed_cache, growing_cache, shifting_cache
+
+# Tokens that are tried, and in which steps: one at once, several at once, and several behind others.
+_TRIED = (4, 1, 3)
+# Steps against the whole sequence, relative to the largest logit: sums of fp32 in another order stay far below.
+_NEAR = 1e-3
+
+METHOD = "decoder"
+TOKENS, START, LOGITS = "input_ids", "start", "logits"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is captured of a generating model: `call` of it, with named inputs, gives the tensors of `outputs` in order.
+
+    `cache` pairs the inputs that hold the cache with the outputs that continue it.
+    """
+
+    method: str
+    call: Callable[[torch.nn.Module, dict[str, torch.Tensor]], list[torch.Tensor]]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    example: dict[str, torch.Tensor]
+    cache: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is called with a cache: whether positions are given, and where new keys go in a fixed cache.
+
+    `shifts`: the filled part of a fixed cache is its end, as with padding on the left, not its beginning. That is for
+    models that count keys from the last one (GPT-Neo's local attention).
+    """
+
+    positions: bool
+    shifts: bool = False
+
+
+class Decoder:
+    """A model that generates, with what was found out about it by running it once.
+
+    `layers` has the shapes of keys and values, (heads, depth) each.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model
+        self.parameters = inspect.signature(model.forward).parameters
+        self.layers = self._layers()
+
+    # --- the two programs -------------------------------------------------------------------------------------------
+
+    def growing(self, context: int | None = None) -> Part:
+        """The cache as inputs of the length that is filled, from 0 on, and as outputs that are longer by the tokens."""
+        form = self._form(self._growing_steps, [Form(positions) for positions in self._positions()])
+        names = self._names()
+        past = Dim(symbol="past", min=0, max=None if context is None else context)
+        batch, sequence = Dim(symbol="batch", min=1), Dim(symbol="sequence", min=1, max=context)
+        inputs = [TensorSpec(TOKENS, "int64", (batch, sequence))]
+        example = {TOKENS: torch.arange(2 * 5).reshape(2, 5) % self._vocabulary()}
+        for (given, _), (heads, depth) in zip(names, self._shapes(), strict=True):
+            inputs.append(TensorSpec(given, "float32", (batch, Dim(size=heads), past, Dim(size=depth))))
+            example[given] = torch.zeros(2, heads, 3, depth)
+
+        def call(model: torch.nn.Module, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+            return self._call_growing(model, form, given[TOKENS], [given[name] for name, _ in names])
+
+        return Part(METHOD, call, tuple(inputs), (LOGITS, *(after for _, after in names)), example, names)
+
+    def fixed(self, context: int) -> Part:
+        """The cache as inputs and outputs of a constant length, of which the first `start` positions are filled."""
+        candidates = [Form(positions, shifts) for shifts in (False, True) for positions in self._positions()]
+        form = self._form(self._fixed_steps, candidates)
+        names = self._names()
+        one, sequence = Dim(size=1), Dim(symbol="sequence", min=1, max=context)
+        inputs = [TensorSpec(TOKENS, "int64", (one, sequence)), TensorSpec(START, "int64", (one,))]
+        example = {TOKENS: torch.arange(5)[None] % self._vocabulary(), START: torch.tensor([3])}
+        for (given, _), (heads, depth) in zip(names, self._shapes(), strict=True):
+            inputs.append(TensorSpec(given, "float32", (one, Dim(size=heads), Dim(size=context), Dim(size=depth))))
+            example[given] = torch.zeros(1, heads, context, depth)
+
+        def call(model: torch.nn.Module, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+            return self._call_fixed(model, form, given[TOKENS], given[START], [given[name] for name, _ in names])
+
+        return Part(METHOD, call, tuple(inputs), (LOGITS, *(after for _, after in names)), example, names)
+
+    # --- calling the model ------------------------------------------------------------------------------------------
+
+    def _call_growing(
+        self, model: torch.nn.Module, form: Form, ids: torch.Tensor, tensors: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        cache = growing_cache(tensors)
+        options = {}
+        if form.positions:
+            options["position_ids"] = (torch.arange(ids.shape[1]) + cache.get_seq_length())[None].expand(
+                ids.shape[0], -1
+            )
+        return [self._logits(model, ids, cache, options), *cache_tensors(cache)]
+
+    def _call_fixed(
+        self, model: torch.nn.Module, form: Form, ids: torch.Tensor, start: torch.Tensor, tensors: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        context, length = tensors[0].shape[2], ids.shape[1]
+        if form.shifts:
+            cache = shifting_cache(tensors, length)
+            mask = (torch.arange(context) >= context - length - start).to(torch.int64)[None]
+        else:
+            cache = fixed_cache(tensors, start)
+            mask = torch.ones(1, context, dtype=torch.int64)
+        options = {"attention_mask": mask}
+        if form.positions:
+            options["position_ids"] = (torch.arange(length) + start)[None]
+        return [self._logits(model, ids, cache, options), *cache_tensors(cache)]
+
+    def _logits(
+        self, model: torch.nn.Module, ids: torch.Tensor, cache: object, options: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Of the last position, (batch, 1, vocabulary)."""
+        keep = {"logits_to_keep": 1} if "logits_to_keep" in self.parameters else {}
+        result = model(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True, **keep, **options)
+        return result.logits if keep else result.logits[:, -1:]
+
+    # --- finding out ------------------------------------------------------------------------------------------------
+
+    def _layers(self) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
+        if "past_key_values" not in self.parameters:
+            raise _no_cache(self.model)
+        cache = growing_cache([])
+        with torch.no_grad():
+            try:
+                self.model(input_ids=self._tokens(), past_key_values=cache, use_cache=True, return_dict=True)
+            except Exception as error:
+                raise _no_cache(self.model) from error
+        if not len(cache):
+            raise _no_cache(self.model)
+        return tuple(
+            ((keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3]))
+            for keys, values in zip(cache_tensors(cache)[::2], cache_tensors(cache)[1::2], strict=True)
+        )
+
+    def _form(self, steps: Callable[[Form], Iterator[torch.Tensor]], candidates: list[Form]) -> Form:
+        """The first that gives, in steps, what the model gives at once."""
+        ids = self._tokens()
+        with torch.no_grad():
+            whole = self.model(input_ids=ids, use_cache=False, return_dict=True).logits[0]
+            wanted = [whole[sum(_TRIED[: step + 1]) - 1] for step in range(len(_TRIED))]
+            causes: list[Exception] = []
+            for form in candidates:
+                try:
+                    found = list(steps(form))
+                except Exception as error:  # models raise whatever PyTorch does about shapes that do not fit
+                    causes.append(error)
+                    continue
+                distance = max((a - b).abs().max() for a, b in zip(found, wanted, strict=True))
+                if distance <= _NEAR * whole.abs().max():
+                    return form
+        raise UnsupportedError(
+            f"{type(self.model).__name__} gives other logits with a key-value cache than without one.\n"
+            "Remedy: export it for another task, or generate without palmtop's cache."
+        ) from (causes[0] if causes else None)
+
+    def _growing_steps(self, form: Form) -> Iterator[torch.Tensor]:
+        tensors: list[torch.Tensor] = [torch.zeros(1, heads, 0, depth) for heads, depth in self._shapes()]
+        for ids, _ in self._steps():
+            logits, *tensors = self._call_growing(self.model, form, ids, tensors)
+            yield logits[0, -1]
+
+    def _fixed_steps(self, form: Form) -> Iterator[torch.Tensor]:
+        tensors = [torch.zeros(1, heads, sum(_TRIED) + 2, depth) for heads, depth in self._shapes()]
+        for ids, start in self._steps():
+            logits, *tensors = self._call_fixed(self.model, form, ids, torch.tensor([start]), tensors)
+            yield logits[0, -1]
+
+    def _steps(self) -> Iterator[tuple[torch.Tensor, int]]:
+        ids, start = self._tokens(), 0
+        for length in _TRIED:
+            yield ids[:, start : start + length], start
+            start += length
+
+    def _tokens(self) -> torch.Tensor:
+        """Different tokens, of those that are seldom special."""
+        vocabulary = self._vocabulary()
+        return (torch.arange(sum(_TRIED))[None] * 7 + vocabulary // 2) % vocabulary
+
+    def _vocabulary(self) -> int:
+        return self.model.get_input_embeddings().num_embeddings
+
+    def _positions(self) -> tuple[bool, ...]:
+        return (True, False) if "position_ids" in self.parameters else (False,)
+
+    def _shapes(self) -> list[tuple[int, int]]:
+        """(heads, depth) of each tensor of the cache, in order."""
+        return [shape for layer in self.layers for shape in layer]
+
+    def _names(self) -> tuple[tuple[str, str], ...]:
+        return tuple(
+            (f"past_{kind}_{layer}", f"present_{kind}_{layer}")
+            for layer in range(len(self.layers))
+            for kind in ("key", "value")
+        )
+
+
+def _no_cache(model: torch.nn.Module) -> UnsupportedError:
+    return UnsupportedError(
+        f"{type(model).__name__} keeps no keys and values between tokens, so there is no cache to export.\n"
+        "Remedy: export it for another task (--task feature-extraction)."
+    )
