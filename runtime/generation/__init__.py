@@ -1,0 +1,1 @@
+"""Text generation over exported decoders: caches, choosing tokens, beams, streaming, chat templates. No torch."""
