@@ -95,10 +95,23 @@ def _whisper(extractor: Any) -> dict[str, Any]:
     length = int(extractor.n_samples)
     mel = {
         "step": "mel_spectrogram",
-        **{"rate": rate, "frame": int(extractor.n_fft), "hop": hop, "fft": int(extractor.n_fft)},
-        **{"window": "hann", "periodic": True, "center": True, "dc": True, "pre_emphasis": 0.0},
-        **{"mels": int(extractor.feature_size), "low": 0.0, "high": 8000.0, "mel_scale": "slaney"},
-        **{"mel_norm": "slaney", "mel_triangles": "hertz", "floor": 1e-10, "log": "log10"},
+        "rate": rate,
+        "frame": int(extractor.n_fft),
+        "hop": hop,
+        "fft": int(extractor.n_fft),
+        "window": "hann",
+        "periodic": True,
+        "center": True,
+        "dc": True,
+        "pre_emphasis": 0.0,
+        "mels": int(extractor.feature_size),
+        "low": 0.0,
+        "high": 8000.0,
+        "mel_scale": "slaney",
+        "mel_norm": "slaney",
+        "mel_triangles": "hertz",
+        "floor": 1e-10,
+        "log": "log10",
     }
     steps = [
         {"step": "cut", "length": length},
@@ -117,10 +130,23 @@ def _kaldi(extractor: Any, window: str, mels: int) -> dict[str, Any]:
     rate = int(extractor.sampling_rate)
     return {
         "step": "mel_spectrogram",
-        **{"rate": rate, "frame": 400, "hop": 160, "fft": 512},
-        **{"window": window, "periodic": False, "center": False, "dc": False, "pre_emphasis": 0.97},
-        **{"mels": mels, "low": 20.0, "high": float(rate // 2), "mel_scale": "kaldi"},
-        **{"mel_norm": "none", "mel_triangles": "mels", "floor": 1.192092955078125e-07, "log": "ln"},
+        "rate": rate,
+        "frame": 400,
+        "hop": 160,
+        "fft": 512,
+        "window": window,
+        "periodic": False,
+        "center": False,
+        "dc": False,
+        "pre_emphasis": 0.97,
+        "mels": mels,
+        "low": 20.0,
+        "high": float(rate // 2),
+        "mel_scale": "kaldi",
+        "mel_norm": "none",
+        "mel_triangles": "mels",
+        "floor": 1.192092955078125e-07,
+        "log": "ln",
     }
 
 

@@ -19,7 +19,7 @@ _FORMANTS = ((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840,
 def speech(seconds: float, rate: int, seed: int, level: float = 0.3) -> Sound:
     """Something like a person talking: (samples,) float32 within [-1, 1]."""
     random = np.random.default_rng(seed)
-    count = max(int(round(seconds * rate)), 1)
+    count = max(round(seconds * rate), 1)
     time = np.arange(count) / rate
     voice = np.zeros(count)
     pitch = random.uniform(90, 220)
@@ -46,13 +46,13 @@ def speech(seconds: float, rate: int, seed: int, level: float = 0.3) -> Sound:
 
 def noise(seconds: float, rate: int, seed: int, level: float = 0.1) -> Sound:
     """White noise of that standard deviation."""
-    samples = np.random.default_rng(seed).standard_normal(int(round(seconds * rate))) * level
+    samples = np.random.default_rng(seed).standard_normal(round(seconds * rate)) * level
     return Sound(np.clip(samples, -1, 1).astype(np.float32), rate)
 
 
 def tone(seconds: float, rate: int, hertz: float, level: float = 0.5) -> Sound:
     """A sine that fades in and out."""
-    time = np.arange(int(round(seconds * rate))) / rate
+    time = np.arange(round(seconds * rate)) / rate
     fade = np.sin(np.pi * np.linspace(0, 1, time.size))
     return Sound((level * fade * np.sin(2 * np.pi * hertz * time)).astype(np.float32), rate)
 

@@ -32,12 +32,10 @@ def load(bundle: str | Path, target: str | None = None, threads: int | None = No
     from .bundle import Bundle
     from .errors import DamagedError
     from .pipelines import make_pipeline, pipeline_class
-    from .tokenizer import Tokenizer
 
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    pipeline_class(manifest)  # an unknown task is said before a large model is loaded
-    if manifest.tokenizer is None:
+    # An unknown task is said before a large model is loaded.
+    if pipeline_class(manifest).needs_tokenizer and manifest.tokenizer is None:
         raise DamagedError(f"The task '{manifest.task}' needs a tokenizer, and this bundle has none. Export it again.")
-    tokenizer = Tokenizer.open(opened.root / manifest.tokenizer.path, manifest.tokenizer)
-    return make_pipeline(manifest, tokenizer, opened.open_session(target, threads))
+    return make_pipeline(manifest, opened.tokenizer(), opened.open_session(target, threads))

@@ -1,4 +1,4 @@
-"""What an app calls: text in, results out, one module a task. Pipelines know nothing of formats."""
+"""What an app calls: text, images or sounds in, results out, one module a task. Pipelines know nothing of formats."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def pipeline_class(manifest: Manifest) -> type[Pipeline]:
     return PIPELINES[manifest.task]
 
 
-def make_pipeline(manifest: Manifest, tokenizer: Tokenizer, session: Session) -> Pipeline:
+def make_pipeline(manifest: Manifest, tokenizer: Tokenizer | None, session: Session) -> Pipeline:
     """A pipeline for a manifest, over a session of one of its artifacts."""
     return pipeline_class(manifest)(manifest, tokenizer, session)
 
 
 def pipeline_over(manifest: Manifest, tokenizer: Tokenizer | None, session: Session) -> Pipeline | None:
-    """A pipeline as `make_pipeline` gives it; None for models without text, and for tasks without a pipeline."""
-    if tokenizer is None or manifest.task not in PIPELINES:
+    """A pipeline as `make_pipeline` gives it; None for tasks without one, and for bundles that lack its tokenizer."""
+    if manifest.task not in PIPELINES or (tokenizer is None and pipeline_class(manifest).needs_tokenizer):
         return None
     return make_pipeline(manifest, tokenizer, session)
 

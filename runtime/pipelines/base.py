@@ -1,4 +1,4 @@
-"""What all text pipelines share: checking inputs, and running windows of text through a session in good batches."""
+"""What pipelines share; and for those of text, running windows of it through a session in good batches."""
 
 from __future__ import annotations
 
@@ -17,16 +17,48 @@ Outputs = dict[str, np.ndarray]
 
 
 class Pipeline:
-    """Text in, results out, for one task. Made by `palmtop.runtime.load`.
+    """Inputs in, results out, for one task. Made by `palmtop.runtime.load`.
 
-    `outputs` are the outputs it needs of an artifact; those of `per_token` have an axis that follows the tokens.
-    `batch_size` is how many windows run together unless a call says otherwise.
+    `outputs` are the outputs it needs of an artifact. `batch_size` is how many inputs run together unless a call says
+    otherwise. `needs_tokenizer`: it cannot do without the bundle's tokenizer.
     """
 
     task: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
-    per_token: ClassVar[tuple[str, ...]] = ()
+    needs_tokenizer: ClassVar[bool] = False
     batch_size: int = 8
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer | None, session: Session):
+        artifact = session.artifact
+        if tokenizer is None and self.needs_tokenizer:
+            raise DamagedError(f"The task '{self.task}' needs a tokenizer, and this bundle has none. Export it again.")
+        absent = [name for name in self.outputs if artifact.output(name) is None]
+        if absent:
+            raise DamagedError(f"{artifact.path} has no output {', '.join(absent)}, which {self.task} needs.")
+        self.manifest = manifest
+        self.session = session
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The classes by number. Raises DamagedError when the bundle names none."""
+        labels = self.manifest.postprocess.get("id2label")
+        if not labels:
+            raise DamagedError("The manifest names no labels (postprocess.id2label). Export the bundle again.")
+        return {int(index): label for index, label in labels.items()}
+
+    def __repr__(self) -> str:
+        artifact = self.session.artifact
+        return f"<{self.task} pipeline: {artifact.path} on {self.session.engine}>"
+
+
+class TextPipeline(Pipeline):
+    """A pipeline that reads text through a tokenizer.
+
+    The outputs of `per_token` have an axis that follows the tokens.
+    """
+
+    needs_tokenizer = True
+    per_token: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, manifest: Manifest, tokenizer: Tokenizer, session: Session):
         artifact = session.artifact
@@ -41,12 +73,8 @@ class Pipeline:
                 f"{artifact.path} takes {', '.join(extra)}, which the bundle's tokenizer does not make. "
                 "Export the bundle again."
             )
-        absent = [name for name in self.outputs if artifact.output(name) is None]
-        if absent:
-            raise DamagedError(f"{artifact.path} has no output {', '.join(absent)}, which {self.task} needs.")
-        self.manifest = manifest
+        super().__init__(manifest, tokenizer, session)
         self.tokenizer = tokenizer
-        self.session = session
         axes = next(spec for spec in artifact.inputs if spec.name == "input_ids").dims
         self._batch_axis, self._length_axis = axes[0], axes[-1]
         self._has_mask = "attention_mask" in names
@@ -55,18 +83,6 @@ class Pipeline:
     def max_length(self) -> int:
         """The longest window in tokens, special ones included, that both tokenizer and artifact take."""
         return min(self.tokenizer.spec.max_length, self._length_axis.largest or self.tokenizer.spec.max_length)
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        """The classes by number. Raises DamagedError when the bundle names none."""
-        labels = self.manifest.postprocess.get("id2label")
-        if not labels:
-            raise DamagedError("The manifest names no labels (postprocess.id2label). Export the bundle again.")
-        return {int(index): label for index, label in labels.items()}
-
-    def __repr__(self) -> str:
-        artifact = self.session.artifact
-        return f"<{self.task} pipeline: {artifact.path} on {self.session.engine}>"
 
     def run_windows(
         self, windows: Sequence[Window], read: Callable[[Outputs, Window], T], batch_size: int | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Pipeline, choice, listed
+from .base import TextPipeline, choice, listed
 
 POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda states: states,
@@ -17,7 +17,7 @@ POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class FeatureExtraction(Pipeline):
+class FeatureExtraction(TextPipeline):
     """Token states as arrays, special tokens included."""
 
     task = "feature-extraction"

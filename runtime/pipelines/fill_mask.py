@@ -10,11 +10,11 @@ import numpy as np
 from ..errors import RequestError
 from ..results import Fill
 from ..tokenizer import Window
-from .base import Pipeline, listed, whole
+from .base import TextPipeline, listed, whole
 from .maths import best, softmax
 
 
-class FillMask(Pipeline):
+class FillMask(TextPipeline):
     """The most probable tokens for each mask. Several masks are filled independently of each other."""
 
     task = "fill-mask"

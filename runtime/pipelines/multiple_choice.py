@@ -11,13 +11,13 @@ from ..errors import RequestError
 from ..manifest import Dim
 from ..results import Choice
 from ..tokenizer import Window
-from .base import Pipeline, listed, run_rows, whole, widened
+from .base import TextPipeline, listed, run_rows, whole, widened
 from .maths import best, softmax
 
 _EXPECTED = "a {'prompt', 'choices'} pair"
 
 
-class MultipleChoice(Pipeline):
+class MultipleChoice(TextPipeline):
     """Choices with their probabilities, best first."""
 
     task = "multiple-choice"

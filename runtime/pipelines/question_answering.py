@@ -18,12 +18,12 @@ import tokenizers
 from ..errors import RequestError
 from ..results import Answer
 from ..tokenizer import Window
-from .base import Pipeline, listed, whole
+from .base import TextPipeline, listed, whole
 
 _EXPECTED = "a {'question', 'context'} pair"
 
 
-class QuestionAnswering(Pipeline):
+class QuestionAnswering(TextPipeline):
     """The best spans of a context, in windows when it is long."""
 
     task = "question-answering"

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..preprocess import text_preparer
-from .base import Pipeline, listed
+from .base import TextPipeline, listed
 
 
-class SentenceSimilarity(Pipeline):
+class SentenceSimilarity(TextPipeline):
     """Vectors of whole texts. Pooling and what follows it are part of the model, as its checkpoint defines them."""
 
     task = "sentence-similarity"

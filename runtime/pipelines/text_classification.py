@@ -6,11 +6,11 @@ from typing import Any
 
 from ..errors import RequestError
 from ..results import Label
-from .base import Pipeline, choice, listed, whole
+from .base import TextPipeline, choice, listed, whole
 from .maths import ACTIVATIONS, best
 
 
-class TextClassification(Pipeline):
+class TextClassification(TextPipeline):
     """Scores of all classes, best first."""
 
     task = "text-classification"

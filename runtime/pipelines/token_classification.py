@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import RequestError
 from ..results import Entity, Token
 from ..tokenizer import Window
-from .base import Pipeline, choice, listed, whole
+from .base import TextPipeline, choice, listed, whole
 from .maths import softmax
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -31,7 +31,7 @@ class _Piece:
     score: float = 0.0
 
 
-class TokenClassification(Pipeline):
+class TokenClassification(TextPipeline):
     """Tokens or entities of a text, in reading order."""
 
     task = "token-classification"

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import transformers
-
 from palmtop.export import sounds
 from palmtop.export.features import audio_preprocess, extractor_features, prove_features
 from palmtop.runtime.audio import AudioProcessor, Sound, as_sound, write_wav

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.signal import resample_poly
-
 from palmtop.runtime.audio import Sound, as_sound, write_wav
 from palmtop.runtime.audio.resample import resample
 from palmtop.runtime.errors import RequestError
+from scipy.signal import resample_poly
 
 
 def _sine(hertz, rate, seconds=0.5):

@@ -4,10 +4,9 @@ import struct
 
 import numpy as np
 import pytest
-from scipy.io import wavfile
-
 from palmtop.runtime.audio import read_wav, write_wav
 from palmtop.runtime.errors import RequestError
+from scipy.io import wavfile
 
 
 @pytest.fixture
