@@ -8,10 +8,11 @@ which format it runs on.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
-from .backends import Runner, get_backend
+from .backends import Runner, StatefulRunner, get_backend
 from .cause import Cause
 from .errors import DamagedError, RequestError
 from .manifest import Artifact, TensorSpec
@@ -57,8 +58,18 @@ class Session:
     def engine(self) -> str:
         return self.runner.engine
 
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def new_state(self) -> Any:
+        """What an artifact with states remembers from one call to the next, as it is before the first.
+
+        Each conversation has its own; it is what `run` takes as `state`. None for an artifact without states.
+        """
+        return cast(StatefulRunner, self.runner).new_state() if self.artifact.states else None
+
+    def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
         """Run the artifact on named arrays, leading axis the batch.
+
+        Args:
+            state: of an artifact with states, what `new_state` gave; the call changes it.
 
         Raises:
             RequestError: an input is missing, or a size is outside what the artifact takes.
@@ -71,7 +82,7 @@ class Session:
         if self.splits_batch and rows != 1:
             parts = [self._run({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(rows)]
             return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return self._run(arrays)
+        return self._run(arrays, state)
 
     def diagnose(self, feeds: dict[str, np.ndarray], bound: Bound) -> Cause | None:
         """Which operation makes the artifact miss `bound` on these feeds (one row, if it takes one); None: unknown."""
@@ -81,11 +92,13 @@ class Session:
         arrays = {spec.name: np.ascontiguousarray(feeds[spec.name], spec.dtype) for spec in self.artifact.inputs}
         return find(self.path, self.artifact, arrays, bound)
 
-    def _run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, arrays: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
         sizes: dict[str, int] = {}
         for spec in self.artifact.inputs:
             _check(spec, arrays[spec.name], sizes)
-        return self.runner.run(arrays)
+        if state is None:
+            return self.runner.run(arrays)
+        return cast(StatefulRunner, self.runner).run(arrays, state)
 
 
 def _check(spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +25,18 @@ class Runner(Protocol):
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Execute `forward`. Feeds and results are by the names, dtypes and dims of the artifact's signature."""
+        ...
+
+
+class StatefulRunner(Runner, Protocol):
+    """A loaded artifact with states: what it remembers between calls is made by `new_state` and handed to `run`."""
+
+    def new_state(self) -> Any:
+        """The states as they are before the first call."""
+        ...
+
+    def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
+        """Execute `forward`, reading and changing `state`."""
         ...
 
 
