@@ -212,7 +212,7 @@ def suppressed(tokens: Sequence[int], at: int | None = None) -> Processor:
 
 def finite(_: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """NaN as 0, infinities as the largest numbers there are."""
-    largest = np.finfo(scores.dtype).max
+    largest = float(np.finfo(np.float32).max)
     return np.nan_to_num(scores, nan=0.0, posinf=largest, neginf=-largest)
 
 

@@ -1,0 +1,207 @@
+"""Conversations with an exported decoder: tokens in, logits of the next token out, the cache kept in between.
+
+How an artifact keeps its cache is read off its signature:
+
+- growing: inputs `past_key_0`, ... with an axis `past`, outputs `present_key_0`, ... that are longer by the tokens fed;
+- fixed: the same tensors of constant size, and an input `start` that says how many positions are filled;
+- states: `start`, and tensors that the engine keeps (`Session.new_state`);
+- none: neither, and the whole sequence is run for every token.
+
+Caches go from one step's outputs to the next step's inputs as the arrays that the engine gave: none of the engines
+copies them (measured with ONNX Runtime: the same time as with its own bindings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import DamagedError, RequestError
+from ..manifest import Dim, TensorSpec
+from ..session import Session
+
+TOKENS = ("decoder_input_ids", "input_ids")
+START, LOGITS = "start", "logits"
+PAST, PRESENT = "past_", "present_"
+
+
+@dataclass
+class _Part:
+    """Rows that run together: their cache, or their states; every token fed so far where there is no cache."""
+
+    rows: int
+    cache: dict[str, np.ndarray]
+    state: Any
+    ids: np.ndarray
+
+
+class Decoder:
+    """A decoder artifact, of which `start` begins conversations. They may take turns.
+
+    Args:
+        context: how many tokens a conversation may hold; None: as many as the artifact's sizes allow.
+    """
+
+    def __init__(self, session: Session, context: int | None = None):
+        artifact = session.artifact
+        self.session = session
+        specs = {spec.name: spec for spec in artifact.inputs}
+        self.tokens = next((name for name in TOKENS if name in specs), "")
+        if not self.tokens or artifact.output(LOGITS) is None:
+            raise DamagedError(
+                f"{artifact.path} is no decoder: it takes {', '.join(specs)} and gives "
+                f"{', '.join(spec.name for spec in artifact.outputs)}. Export the bundle again."
+            )
+        self.batch, self.sequence = specs[self.tokens].dims[0], specs[self.tokens].dims[-1]
+        self.caches = tuple(spec for spec in artifact.inputs if spec.name.startswith(PAST))
+        self.counts = START in specs
+        self.others = tuple(name for name in specs if name not in (self.tokens, START) and not name.startswith(PAST))
+        self.stateful = bool(artifact.states)
+        self.cached = bool(self.caches) or self.stateful
+        for spec in self.caches:
+            if artifact.output(_present(spec.name)) is None:
+                raise DamagedError(f"{artifact.path} takes {spec.name} and gives no {_present(spec.name)}.")
+        known = [size for size in (context, self._room()) if size is not None]
+        self.context = min(known) if known else None
+
+    def _room(self) -> int | None:
+        """How many tokens the sizes of the cache allow; None: they set no limit."""
+        if not self.cached:
+            return self.sequence.largest
+        if not self.counts:
+            return None
+        sizes = [spec.dims[2].constant for spec in self.caches] if self.caches else []
+        return min((size for size in sizes if size is not None), default=None)
+
+    def start(self, encoder_outputs: Mapping[str, np.ndarray] | None = None) -> Conversation:
+        """A conversation that nothing was said in, with a cache or a state of its own.
+
+        Args:
+            encoder_outputs: what an encoder-decoder's decoder takes beside tokens and cache, by name, one row each.
+        """
+        given = dict(encoder_outputs or {})
+        absent = [name for name in self.others if name not in given]
+        if absent:
+            raise RequestError(f"{self.session.artifact.path} needs {', '.join(absent)}, which the encoder gives.")
+        return Conversation(self, {name: given[name] for name in self.others})
+
+    def chunk(self, length: int) -> int:
+        """How many of `length` tokens the next call takes: the most that the artifact's sequence axis admits."""
+        if self.sequence.admits(length):
+            return length
+        sizes = _sizes(self.sequence, length)
+        if not sizes:
+            raise RequestError(
+                f"{self.session.artifact.path} takes {self.sequence} tokens at a time; {length} cannot be split so."
+            )
+        return max(sizes)
+
+    def empty(self, spec: TensorSpec) -> np.ndarray:
+        """The cache tensor before the first token, for one row: no positions, or positions of zeros."""
+        dims = (1, *(0 if dim.constant is None else dim.constant for dim in spec.dims[1:]))
+        return np.zeros(dims, spec.dtype)
+
+
+class Conversation:
+    """What has been said to a decoder so far, in one row or, for beams, in several of the same length."""
+
+    def __init__(self, decoder: Decoder, encoder_outputs: dict[str, np.ndarray]):
+        self.decoder = decoder
+        self.length = 0
+        self._given = encoder_outputs
+        self._expanded = encoder_outputs
+        cache = {spec.name: decoder.empty(spec) for spec in decoder.caches}
+        self._parts = [_Part(1, cache, decoder.session.new_state(), np.zeros((1, 0), np.int64))]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self._parts)
+
+    def feed(self, ids: np.ndarray | Sequence[Sequence[int]]) -> np.ndarray:
+        """Say some more tokens, (rows, S) with S at least 1. A long prompt is fed in pieces that the artifact takes.
+
+        Returns:
+            The logits (rows, vocabulary) of what follows the last of them, in float32.
+
+        Raises:
+            RequestError: more tokens than the model's context holds.
+        """
+        ids = np.asarray(ids, np.int64)
+        if ids.ndim != 2 or ids.shape[0] != self.rows or ids.shape[1] < 1:
+            raise RequestError(f"A conversation of {self.rows} rows cannot go on with tokens of shape {ids.shape}.")
+        context = self.decoder.context
+        if context is not None and self.length + ids.shape[1] > context:
+            raise RequestError(
+                f"The model's context is {context} tokens; {self.length} are in it and {ids.shape[1]} more do not fit. "
+                "Shorten the prompt, or ask for fewer new tokens."
+            )
+        if not self.decoder.cached:
+            logits = self._run(ids)
+        else:
+            fed = 0
+            while fed < ids.shape[1]:
+                size = self.decoder.chunk(ids.shape[1] - fed)
+                logits = self._run(ids[:, fed : fed + size])
+                fed += size
+        return logits
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order; one may be taken several times, others are forgotten.
+
+        Raises:
+            RequestError: the artifact keeps its cache to itself, so that one row cannot become two.
+        """
+        rows = [int(row) for row in rows]
+        if rows == list(range(self.rows)):
+            return
+        if self.decoder.stateful:
+            raise RequestError(
+                f"{self.decoder.session.artifact.path} keeps its cache as state, which cannot be copied for beams. "
+                "Ask for num_beams=1, or use an artifact with the cache as inputs and outputs."
+            )
+        if self.decoder.batch.constant == 1:  # one part a row; what engines give is never written into, so it is shared
+            self._parts = [self._parts[row] for row in rows]
+        else:
+            (part,) = self._parts
+            cache = {name: array[rows] for name, array in part.cache.items()}
+            self._parts = [_Part(len(rows), cache, None, part.ids[rows])]
+            self._expanded = {name: np.repeat(array, len(rows), axis=0) for name, array in self._given.items()}
+
+    def _run(self, ids: np.ndarray) -> np.ndarray:
+        logits, parts, row = [], [], 0
+        for part in self._parts:
+            found, after = self._step(part, ids[row : row + part.rows])
+            logits.append(found)
+            parts.append(after)
+            row += part.rows
+        self._parts = parts
+        self.length += ids.shape[1]
+        return np.concatenate(logits) if len(logits) > 1 else logits[0]
+
+    def _step(self, part: _Part, ids: np.ndarray) -> tuple[np.ndarray, _Part]:
+        decoder = self.decoder
+        kept = np.concatenate([part.ids, ids], axis=1) if not decoder.cached else part.ids
+        feeds = {decoder.tokens: ids if decoder.cached else kept, **part.cache, **self._expanded}
+        if decoder.counts:
+            feeds[START] = np.array([self.length], np.int64)
+        outputs = decoder.session.run(feeds, part.state)
+        cache = {name: outputs[_present(name)] for name in part.cache}
+        logits = outputs[LOGITS][:, -1].astype(np.float32)
+        return logits, _Part(part.rows, cache, part.state, kept)
+
+
+def _present(name: str) -> str:
+    return PRESENT + name.removeprefix(PAST)
+
+
+def _sizes(dim: Dim, most: int) -> list[int]:
+    """The largest size that an axis admits and that is not above `most`, if there is one."""
+    if dim.constant is not None:
+        return [dim.constant] if dim.constant <= most else []
+    if dim.values is not None:
+        return [value for value in dim.values if value <= most]
+    size = most if dim.max is None else min(most, dim.max)
+    return [size] if size >= (dim.min or 0) else []
