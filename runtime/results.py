@@ -96,10 +96,78 @@ class Choice(Result):
     index: int
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Chunk(Result):
+    """A part of a transcript and when it is said: `timestamp` is (start, end) in seconds, the end maybe unknown."""
+
+    text: str
+    timestamp: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Transcript(Result):
+    """What is said in a sound. `chunks` (words, characters or segments) only where timestamps were asked for."""
+
+    text: str
+    chunks: list[Chunk] | None = None
+
+    def keys(self) -> Iterable[str]:
+        return ["text"] if self.chunks is None else ["text", "chunks"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"text": self.text} if self.chunks is None else {"text": self.text, "chunks": to_plain(self.chunks)}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Segment(Result):
+    """A stretch of a sound, from `start` to `end` seconds, that is of a class, and its mean probability there."""
+
+    label: str
+    score: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Box(Result):
+    """A box in pixels of the picture, from its top left corner."""
+
+    xmin: int
+    ymin: int
+    xmax: int
+    ymax: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Detection(Result):
+    """A thing in a picture: how sure the model is, what it is, and where."""
+
+    score: float
+    label: str
+    box: Box
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Region(Result):
+    """A class of pixels: `mask` is (height, width) uint8, 255 where it is. `score` is None where there is none."""
+
+    score: float | None
+    label: str
+    mask: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Depth(Result):
+    """Depths of a picture's pixels, (height, width): in the model's unit as float32, and as a grey picture of bytes."""
+
+    predicted_depth: np.ndarray
+    depth: np.ndarray
+
+
 def to_plain(value: Any) -> Any:
     """Results, lists of them and arrays as values that `json.dumps` takes."""
     if isinstance(value, Result):
-        return value.to_dict()
+        return {name: to_plain(entry) for name, entry in value.to_dict().items()}
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     if isinstance(value, (list, tuple)):
@@ -108,4 +176,6 @@ def to_plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"array{list(value.shape)}"
     return f"{value:.4g}" if isinstance(value, float) else repr(value)
