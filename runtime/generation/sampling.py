@@ -17,7 +17,11 @@ _NEVER = np.float32(-np.inf)
 
 
 def processors(
-    settings: Settings, prompt_length: int, longest: int, encoder_ids: np.ndarray | None = None
+    settings: Settings,
+    prompt_length: int,
+    longest: int,
+    encoder_ids: np.ndarray | None = None,
+    extra: Sequence[Processor] = (),
 ) -> list[Processor]:
     """The processors that settings ask for, in their order.
 
@@ -25,6 +29,7 @@ def processors(
         prompt_length: how many tokens the decoder starts with.
         longest: how many it may hold at the end (`Settings.longest`).
         encoder_ids: (rows, S) what the encoder of an encoder-decoder read.
+        extra: the caller's own; they come before those that only sampling has.
     """
     eos = settings.eos_token_id
     found: list[Processor] = []
@@ -58,6 +63,7 @@ def processors(
     if settings.begin_suppress_tokens:
         begin = prompt_length + (prompt_length <= 1 and settings.forced_bos_token_id is not None)
         found.append(suppressed(settings.begin_suppress_tokens, at=begin))
+    found += extra
     if settings.do_sample:
         found += _warpers(settings, 1 if settings.num_beams == 1 else len(eos) + 1 if eos else 2)
     if settings.renormalize_logits:
