@@ -6,14 +6,26 @@ from ..errors import RequestError
 from ..manifest import Manifest
 from ..session import Session
 from ..tokenizer import Tokenizer
+from .audio_classification import AudioClassification
+from .audio_frame_classification import AudioFrameClassification
+from .audio_xvector import AudioXVector
 from .base import Pipeline
+from .ctc import SpeechRecognitionCTC
+from .depth_estimation import DepthEstimation
 from .feature_extraction import FeatureExtraction
 from .fill_mask import FillMask
+from .image_classification import ImageClassification
+from .image_feature_extraction import ImageFeatureExtraction
+from .image_segmentation import ImageSegmentation
+from .masked_im import MaskedImageModeling
 from .multiple_choice import MultipleChoice
+from .object_detection import ObjectDetection
 from .question_answering import QuestionAnswering
 from .sentence_similarity import SentenceSimilarity
+from .sounds import SoundFeatures
 from .text_classification import TextClassification
 from .token_classification import TokenClassification
+from .zero_shot_image_classification import ZeroShotImageClassification
 
 # Task name of a manifest -> its pipeline. Adding a task is adding a module and a line here.
 PIPELINES: dict[str, type[Pipeline]] = {
@@ -26,7 +38,23 @@ PIPELINES: dict[str, type[Pipeline]] = {
         FeatureExtraction,
         SentenceSimilarity,
         MultipleChoice,
+        ImageClassification,
+        ObjectDetection,
+        ImageSegmentation,
+        DepthEstimation,
+        ZeroShotImageClassification,
+        MaskedImageModeling,
+        AudioClassification,
+        AudioFrameClassification,
+        AudioXVector,
+        SpeechRecognitionCTC,
     )
+}
+
+# The pipelines of a task for models that take no text: by what `preprocess` describes.
+_WITHOUT_TEXT: dict[tuple[str, str], type[Pipeline]] = {
+    (FeatureExtraction.task, "image"): ImageFeatureExtraction,
+    (FeatureExtraction.task, "audio"): SoundFeatures,
 }
 
 
@@ -39,6 +67,9 @@ def pipeline_class(manifest: Manifest) -> type[Pipeline]:
             f"No pipeline runs the task '{manifest.task}'. Known: {', '.join(PIPELINES)}. "
             "Its artifacts can be run on arrays: Bundle.open(path).open_session().run(feeds)."
         )
+    for kind in manifest.preprocess if manifest.tokenizer is None else ():
+        if (manifest.task, kind) in _WITHOUT_TEXT:
+            return _WITHOUT_TEXT[manifest.task, kind]
     return PIPELINES[manifest.task]
 
 

@@ -94,7 +94,8 @@ class TextPipeline(Pipeline):
         """
         size = whole("batch_size", batch_size) or self.batch_size
         results: dict[int, T] = {}
-        for group in self._groups([len(window) for window in windows], size):
+        mixed = self._has_mask  # without a mask a model sees padding
+        for group in grouped([len(window) for window in windows], size, self._batch_axis, mixed):
             inputs = self.tokenizer.batch([windows[index] for index in group], self._length_axis)
             outputs = run_rows(self.session, inputs, self._batch_axis)
             padded = next(iter(inputs.values())).shape[1]
@@ -108,23 +109,25 @@ class TextPipeline(Pipeline):
                 )
         return [results[index] for index in range(len(windows))]
 
-    def _groups(self, lengths: list[int], size: int) -> Iterator[list[int]]:
-        """Positions of windows to run together: neighbours in length, at most `size`.
 
-        Without an attention mask a model sees padding, so only windows of one length run together.
-        """
-        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-        if self._batch_axis.largest is not None:
-            size = min(size, self._batch_axis.largest)
-        group: list[int] = []
-        for index in order:
-            unequal = group and not self._has_mask and lengths[group[0]] != lengths[index]
-            if len(group) == size or unequal:
-                yield group
-                group = []
-            group.append(index)
-        if group:
+def grouped(lengths: list[int], size: int, axis: Dim, mixed: bool) -> Iterator[list[int]]:
+    """Positions of inputs to run together: neighbours in length, at most `size`, and no more than the batch axis takes.
+
+    Args:
+        mixed: whether inputs of different lengths may run together.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    if axis.largest is not None:
+        size = min(size, axis.largest)
+    group: list[int] = []
+    for index in order:
+        unequal = group and not mixed and lengths[group[0]] != lengths[index]
+        if len(group) == size or unequal:
             yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
 
 
 def run_rows(session: Session, inputs: dict[str, np.ndarray], axis: Dim) -> Outputs:

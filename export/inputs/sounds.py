@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from ..runtime.audio import Sound
+from ...runtime.audio import Sound
 
 _FORMANTS = ((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480), (570, 840, 2410))
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import transformers
-from palmtop.export import sounds
-from palmtop.export.features import audio_preprocess, extractor_features, prove_features
+from palmtop.export.inputs import sounds
+from palmtop.export.inputs.audio_steps import audio_preprocess, extractor_features, prove_features
 from palmtop.runtime.audio import AudioProcessor, Sound, as_sound, write_wav
 from palmtop.runtime.errors import RequestError, UnsupportedError
 from palmtop.runtime.manifest import Dim

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.audio import AudioProcessor, Sound
-from ..runtime.errors import RequestError, UnsupportedError
+from ...runtime.audio import AudioProcessor, Sound
+from ...runtime.errors import RequestError, UnsupportedError
 
 # How far features may be from the extractor's own, of their root mean square, on average and at worst. Extractors that
 # compute in float32 are themselves this far from the exact values in bands close to their floor.
