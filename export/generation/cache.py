@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .write_at import WRITE_AT
+
 
 class GrowingLayer(CacheLayerMixin):
     """Keys and values of all positions so far, (batch, heads, past, depth); new ones are put behind them."""
@@ -69,9 +71,8 @@ class FixedLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write at `start`, and give the whole context, filled or not; the mask leaves out what is not."""
-        places = torch.arange(key_states.shape[-2], device=key_states.device) + self.start
-        self.keys = torch.index_copy(self.keys, 2, places, key_states)
-        self.values = torch.index_copy(self.values, 2, places, value_states)
+        self.keys = WRITE_AT(self.keys, key_states, self.start)
+        self.values = WRITE_AT(self.values, value_states, self.start)
         return self.keys, self.values
 
     def get_seq_length(self) -> torch.Tensor:  # type: ignore[override]

@@ -6,7 +6,6 @@ wants to be called is found by trying: what gives the logits of the whole sequen
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 
 from ...runtime.errors import UnsupportedError
 from ...runtime.manifest import Dim, TensorSpec
-from ..capture import Trace
+from ..subject import Part
 from .cache import cache_tensors, fixed_cache, growing_cache, shifting_cache
 
 # Tokens that are tried, and in which steps: one at once, several at once, and several behind others.
@@ -25,21 +24,6 @@ _NEAR = 1e-3
 
 METHOD = "decoder"
 TOKENS, START, LOGITS = "input_ids", "start", "logits"
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is captured of a generating model: `call` of it, with named inputs, gives the tensors of `outputs` in order.
-
-    `cache` pairs the inputs that hold the cache with the outputs that continue it.
-    """
-
-    method: str
-    call: Callable[[torch.nn.Module, dict[str, torch.Tensor]], list[torch.Tensor]]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[str, ...]
-    example: dict[str, torch.Tensor]
-    cache: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -89,7 +73,8 @@ class Decoder:
         candidates = [Form(positions, shifts) for shifts in (False, True) for positions in self._positions()]
         form = self._form(self._fixed_steps, candidates)
         names = self._names()
-        one, sequence = Dim(size=1), Dim(symbol="sequence", min=1, max=context)
+        # What shifts by a whole context has no position before the new ones, which torch.export takes for another case.
+        one, sequence = Dim(size=1), Dim(symbol="sequence", min=1, max=context - form.shifts)
         inputs = [TensorSpec(TOKENS, "int64", (one, sequence)), TensorSpec(START, "int64", (one,))]
         example = {TOKENS: torch.arange(5)[None] % self._vocabulary(), START: torch.tensor([3])}
         for (given, _), (heads, depth) in zip(names, self._shapes(), strict=True):

@@ -5,6 +5,8 @@
   before and after the embedding; here shared weights join after the delegates are known, and are then duplicated.
 - A delegate that only changes shapes is none: outside it, a reshape costs nothing at all.
 - Groups come in the order of the graph, not of memory addresses, so that the same program gives the same file.
+- Two delegates that each wait for the other (the partitioner looks for such circles one delegate at a time; writing
+  into a cache makes them) are taken apart into stages.
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ class Partitioner(XnnpackPartitioner):
         """The delegates, in order of the graph."""
         order = {node: place for place, node in enumerate(program.graph.nodes)}
         found = []
-        for partition in super().generate_partitions(program):
+        partitions = super().generate_partitions(program)
+        if _wait_for_each_other(program, partitions):
+            partitions = _stages(program, partitions)
+        for partition in partitions:
             if any(_computes(node) for node in partition.nodes):
                 nodes = sorted(partition.nodes, key=order.__getitem__)
                 found.append(Partition(id=partition.id, nodes=dict.fromkeys(nodes)))
@@ -59,6 +64,43 @@ class Partitioner(XnnpackPartitioner):
                         partition.add_node(source)
                         placed.add(source)
         return found
+
+
+def _wait_for_each_other(program: ExportedProgram, partitions: list[Partition]) -> bool:
+    """Whether the program, each partition taken as one operation, goes in a circle."""
+    place = {node: partition for partition in partitions for node in partition.nodes}
+    waiting: dict[object, set[object]] = {}
+    readers: dict[object, set[object]] = {}
+    for node in program.graph.nodes:
+        whole = place.get(node, node)
+        before = {place.get(source, source) for source in node.all_input_nodes} - {whole}
+        waiting.setdefault(whole, set()).update(before)
+        for source in before:
+            readers.setdefault(source, set()).add(whole)
+    ready = [whole for whole, before in waiting.items() if not before]
+    done = 0
+    while ready:
+        finished = ready.pop()
+        done += 1
+        for reader in readers.get(finished, ()):
+            waiting[reader].discard(finished)
+            if not waiting[reader]:
+                ready.append(reader)
+    return done < len(waiting)
+
+
+def _stages(program: ExportedProgram, partitions: list[Partition]) -> list[Partition]:
+    """The same operations parted by how many others, which stay outside, they have to wait for in turn."""
+    inside = {node for partition in partitions for node in partition.nodes}
+    stage: dict[Node, int] = {}
+    for node in program.graph.nodes:
+        after = [stage[source] + (source in inside and node not in inside) for source in node.all_input_nodes]
+        stage[node] = max(after, default=0)
+    parted: dict[int, list[Node]] = {}
+    for node in program.graph.nodes:
+        if node in inside:
+            parted.setdefault(stage[node], []).append(node)
+    return [Partition(id=number, nodes=dict.fromkeys(nodes)) for number, nodes in sorted(parted.items())]
 
 
 def _shared(program: ExportedProgram, node: Node, taken: set[Node]) -> bool:

@@ -33,6 +33,7 @@ _REPLACED = {
     "aten::_prelu_kernel": "aten::where",
     "aten::mkldnn_rnn_layer": None,
     "aten::max_pool2d": "aten::max_pool2d_with_indices",
+    "palmtop::write_at": "aten::index_put",
 }
 
 

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
 
+from ..generation.write_at import WRITE_AT
 from ..normalize import MASKED, insert
 from ..normalize import _same_shape as same_shape
 from .executorch_half import GELU_COEFFICIENTS, GELU_RANGE
@@ -282,6 +283,16 @@ def _pool(program: ExportedProgram, node: Node) -> Node | None:
     return _Builder(node)(node.target, *given.values())
 
 
+def _write_at(program: ExportedProgram, node: Node) -> Node:
+    """New keys or values written into a cache by their places, which ExecuTorch then does in place."""
+    cache, new, start = node.args
+    build, length = _Builder(node), _value(new).shape[2]
+    if not isinstance(length, int):
+        length = build(aten.sym_size.int, new, 2)
+    places = build(aten.add.Tensor, build(aten.arange.start_step, 0, length, 1), start)
+    return build(aten.index_put.default, cache, [None, None, places], new)
+
+
 _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     _SDPA: _attention,
     aten.matmul.default: _matmul,
@@ -294,6 +305,7 @@ _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     aten.gelu.default: _half_gelu,
     aten.max_pool2d.default: _pool,
     aten.avg_pool2d.default: _pool,
+    WRITE_AT: _write_at,
 }
 
 
