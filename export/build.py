@@ -27,7 +27,7 @@ from .fallback import keep_more
 from .judge import Judge
 from .remembered import Cache
 from .stamp import restamp
-from .subject import Subject
+from .subject import GROWING, Part, Subject
 from .targets import TARGETS, Options, Target, get_target
 from .work import Progress, Work, artifact_bytes, timed
 
@@ -77,12 +77,23 @@ def build(
         noise = {name: _rounded(entry) for name, entry in subject.reference.noise(cases).items()}
         golden = subject.golden()
         advance()
+    if quantization is not None and subject.parts is not None:
+        raise RequestError(f"--quantize {quantization.kind} is not there yet for models that generate; fp16 is.")
     with timed(seconds, "capture"):
-        advance = start("Capturing the model", 1)
-        captured = capture_subject(subject)
-        advance()
-    artifacts = [target.plan(captured, options) for target in chosen]
-    _refuse_unsupported(captured, chosen, artifacts)
+        ways = sorted({target.cache for target in chosen}) if subject.parts is not None else [GROWING]
+        advance = start("Capturing the model", len(ways))
+        captured_for: dict[str, list[Captured]] = {}
+        for way in ways:
+            captured_for[way] = capture_methods(subject, way)
+            advance()
+    jobs = [
+        (target, captured)
+        for target in chosen
+        for captured in captured_for[target.cache if subject.parts is not None else GROWING]
+    ]
+    captures = [captured for _, captured in jobs]
+    artifacts = [target.plan(captured, options) for target, captured in jobs]
+    _refuse_unsupported(jobs, artifacts)
     with staging(Path(destination), force) as root:
         tokenizer = subject.write_tokenizer(root) if subject.write_tokenizer is not None else None
         base = Manifest(
@@ -93,31 +104,34 @@ def build(
             tokenizer=tokenizer,
             preprocess=subject.preprocess,
             postprocess=subject.postprocess,
+            generation=subject.generation,
         ).with_identity()
-        work = Work(root, base, chosen, cases, noise, start, seconds)
+        work = Work(root, base, cases, noise, start, seconds)
         told: tuple[str, ...] = ()
         trials: list[dict[str, Any]] = []
         if quantization is not None:
-            judge = Judge(work, quantization, options, subject.reference, golden, calibration)
+            judge = Judge(work, chosen, quantization, options, subject.reference, golden, calibration)
             versions = [importlib.metadata.version(package) for package in ("palmtop", "torch")]
             searched = [quantization.kind, quantization.prefer, quantization.activations]
             model = [subject.info, versions, calibration, searched]
             asked = [base.identity, base.producer, options, quantization.bound, quantization.metric, quantization.data]
             remembered = Cache.of(model, asked)
-            outcome = compress(captured, quantization, calibration, judge.execute, start, remembered)
+            outcome = compress(captures[0], quantization, calibration, judge.execute, start, remembered)
             manifest, reports, told, trials = work.manifest, outcome.attempt.reports, outcome.told, outcome.rows
             artifacts = list(manifest.artifacts)
             (root / PLAN_NAME).write_text(outcome.plan.dumps(), encoding="utf-8")
         else:
-            reports = work.execute(captured, artifacts)
+            reports = work.execute(captures, artifacts)
             manifest = work.manifest
-            if fallback and options.precision == "fp16" and any(entry.status == "failed" for entry in reports):
+            failed = any(entry.status == "failed" for entry in reports)
+            if fallback and options.precision == "fp16" and failed and subject.parts is None:
+                captured = captures[0]
 
                 def attempt(target: Target, artifact: Artifact, place: Path) -> ArtifactReport:
                     advance = start(f"Lowering to {target.name}, with modules in fp32", len(cases) + 1)
                     target.lower(captured, artifact, manifest.identity, place / artifact.path)
                     advance()
-                    return work.verify(place, artifact, advance)
+                    return work.verify(place, [artifact], advance)
 
                 with timed(seconds, "fallback"):
                     artifacts, reports, told = keep_more(
@@ -134,7 +148,7 @@ def build(
         (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")
         manifest = dataclasses.replace(manifest, files=list_files(root, artifacts))
         (root / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
-    notes = (*subject.notes, *captured.notes, *told)
+    notes = (*subject.notes, *dict.fromkeys(note for captured in captures for note in captured.notes), *told)
     return Result(Path(destination), manifest, report, notes, seconds, trials)
 
 
@@ -155,17 +169,25 @@ def _with_artifacts(
 
 
 def capture_subject(subject: Subject) -> Captured:
-    """Capture the subject's model; inputs that its graph never reads are left out."""
-    reference, inputs = subject.reference, subject.inputs
-    names = [spec.name for spec in reference.outputs]
+    """Capture the subject's model, called once; inputs that its graph never reads are left out."""
+    return capture_methods(subject)[0]
+
+
+def capture_methods(subject: Subject, cache: str = GROWING) -> list[Captured]:
+    """Capture what a target that keeps a cache so is made of, one program a method."""
+    return [_capture_part(subject, part) for part in subject.methods(cache)]
+
+
+def _capture_part(subject: Subject, part: Part) -> Captured:
+    inputs = part.inputs
     while True:
-        example = {spec.name: subject.example[spec.name] for spec in inputs}
-        method = Method(reference.model, reference.call)
-        captured = capture(method, example, inputs, names, trace=subject.trace)
+        example = {spec.name: part.example[spec.name] for spec in inputs}
+        method = Method(subject.reference.model, part.call)
+        captured = capture(method, example, inputs, part.outputs, trace=subject.trace)
         read = {node.name for node in captured.program.graph.nodes if node.op == "placeholder" and node.users}
         used = tuple(spec for spec in inputs if spec.name in read)
         if len(used) == len(inputs) or not used:
-            return captured
+            return dataclasses.replace(captured, method=part.method, caches=part.caches)
         inputs = used
 
 
@@ -241,9 +263,9 @@ def _remove_abandoned(parent: Path, name: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _refuse_unsupported(captured: Captured, targets: Sequence[Target], artifacts: Sequence[Artifact]) -> None:
+def _refuse_unsupported(jobs: Sequence[tuple[Target, Captured]], artifacts: Sequence[Artifact]) -> None:
     lines = []
-    for target, artifact in zip(targets, artifacts, strict=True):
+    for (target, captured), artifact in zip(jobs, artifacts, strict=True):
         for entry in target.unsupported(captured, artifact):
             where = f"in {entry.module}" if entry.module else "in the model itself"
             lines.append(f"  {target.name}: {entry.operation} {where}\n    Remedy: {entry.remedy}.")

@@ -43,8 +43,9 @@ class Captured:
 
     `inputs` and `outputs` are in the program's order; their dims say which axes vary, by symbol, within which range.
     `example` holds the traced inputs by name; a dynamic program accepts any other size its dims admit.
-    `notes` are things a user should know (an axis that had to become constant, say). `quantized` has, by the name of a
-    parameter in the program, the integers of weights that a plan quantizes; the program's own values are what they
+    `method` names what of the model this is, `caches` pairs of an input and the output that takes its place in the next
+    call. `notes` are things a user should know (an axis that had to become constant, say). `quantized` has, by the name
+    of a parameter in the program, the integers of weights that a plan quantizes; the program's own values are what they
     stand for, so that whatever a target does not store as integers is the same model still.
     """
 
@@ -54,6 +55,8 @@ class Captured:
     example: dict[str, torch.Tensor]
     notes: tuple[str, ...] = ()
     quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    method: str = "forward"
+    caches: tuple[tuple[str, str], ...] = ()
     _specialized: dict[tuple, Captured] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -105,7 +108,9 @@ class Captured:
                 TensorSpec(spec.name, spec.dtype, tuple(wanted.get(dim.symbol or "", dim) for dim in spec.dims))
                 for spec in self.outputs
             )
-            self._specialized[key] = dataclasses.replace(narrowed, outputs=outputs, quantized=self.quantized)
+            self._specialized[key] = dataclasses.replace(
+                narrowed, outputs=outputs, quantized=self.quantized, method=self.method, caches=self.caches
+            )
         return self._specialized[key]
 
 

@@ -18,13 +18,13 @@ from ..runtime import coldstart
 from ..runtime.bench import EAGER, Contender
 from ..runtime.bundle import Bundle
 from ..runtime.errors import PalmtopError, RequestError
-from ..runtime.manifest import Artifact, Dim, TensorSpec
+from ..runtime.manifest import Artifact
 from ..runtime.pipelines import pipeline_over
 from ..runtime.session import Session
 from .capture import flat_tensors
 from .reference import Reference
 from .source import open_source
-from .subject import reference_of
+from .subject import checkpoint_subject
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,18 @@ def eager_session(
         DamagedError: the checkpoint is damaged.
     """
     spec = bundle.manifest.tokenizer
-    if spec is None:
+    if bundle.manifest.task == "module":
         raise RequestError("This bundle was made from a module, not a checkpoint: leave --reference out.")
     opened = open_source(source, task=bundle.manifest.task, revision=revision, trust_remote_code=trust_remote_code)
     if threads is not None:
         torch.set_num_threads(threads)
-    reference = reference_of(opened, opened.load_model(), spec.max_length)
-    dims = [Dim(symbol="batch", min=1), Dim(symbol="sequence", min=1, max=spec.max_length)]
-    if opened.task.rank == 3:
-        dims.insert(1, Dim(symbol="choices", min=1))
+    subject = checkpoint_subject(opened, spec.max_length if spec is not None else None)
+    reference = subject.reference
     artifact = Artifact(
         target=EAGER,
         path=source,
         precision="fp32",
-        inputs=tuple(TensorSpec(name, "int64", tuple(dims)) for name in spec.inputs),
+        inputs=subject.inputs,
         outputs=reference.outputs,
     )
     note = None

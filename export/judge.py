@@ -34,6 +34,7 @@ class Judge:
     """
 
     work: Work
+    targets: Sequence[Target]
     request: Request
     options: Options
     reference: Reference
@@ -50,8 +51,8 @@ class Judge:
         """Lower a quantized model to every target in its place in the bundle, and judge the artifacts."""
         work = self.work
         options = dataclasses.replace(self.options, precision=plan.precision)
-        artifacts = [self._planned(target, captured, options, plan) for target in work.targets]
-        reports = [self._also_golden(report) for report in work.execute(captured, artifacts)]
+        artifacts = [self._planned(target, captured, options, plan) for target in self.targets]
+        reports = [self._also_golden(report) for report in work.execute([captured] * len(artifacts), artifacts)]
         agreements = [report.agreed for report in reports if report.status != "not executed"]
         if self.request.metric == "top1":
             agreements = [report.agreement.share if report.agreement else 0.0 for report in reports if report.measures]
@@ -79,7 +80,7 @@ class Judge:
         if report.status == "not executed" or (report.status == "failed" and not self.request.keep_best):
             return report
         artifact = self._artifact(report)
-        found = self.work.verify(self.work.root, artifact, cases=golden_cases(self.golden), least=on_golden(artifact))
+        found = self.work.verify(self.work.root, [artifact], cases=golden_cases(self.golden), least=on_golden(artifact))
         worse = found if found.status == "failed" and report.status == "passed" else report
         worse.golden = {measure.output: round(measure.agreement, 7) for measure in found.measures}
         return worse

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..runtime.errors import DamagedError, PalmtopError, RequestError, UnsupportedError
 from .card import ModelCard, read_card
+from .inputs import kinds, parameters
 from .sentence import SentenceModules, lower_casing, read_sentence_modules
 from .tasks import Task, get_task, infer_task
 from .tokenization.moses import LANGUAGES, rebuilt
@@ -29,24 +30,39 @@ if TYPE_CHECKING:
 log = logging.getLogger("palmtop")
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "tf_model.h5", "flax_model.msgpack")
+# What an image processor or a feature extractor is read from.
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # What a checkpoint consists of; a hub repository may hold gigabytes of other formats beside it.
 _WANTED = ("*.json", "*.txt", "*.model", "*.safetensors", "*.md", "*.jinja", "*.tiktoken")
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened checkpoint: everything about it but the weights, which `load_model` reads."""
+    """An opened checkpoint: everything about it but the weights, which `load_model` reads.
+
+    `text`, `image_processor` and `feature_extractor` are there for models that take that kind of input, and the last
+    two only where the checkpoint has their settings.
+    """
 
     id: str
     folder: Path
     revision: str | None
     config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    text: PreTrainedTokenizerBase | None
     task: Task
     sentence: SentenceModules | None
     card: ModelCard
     trust_remote_code: bool = False
     slow_tokenizer: PreTrainedTokenizerBase | None = None  # the Python tokenizer that `tokenizer` was rebuilt from
+    image_processor: Any = None
+    feature_extractor: Any = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of a model that takes text, or gives it. Raises RequestError for any other."""
+        if self.text is None:
+            raise RequestError(f"{self.id} has no tokenizer: its model takes no text.")
+        return self.text
 
     @property
     def architecture(self) -> str:
@@ -152,11 +168,14 @@ def open_source(
     embeds = wanted is None or wanted.name == "feature-extraction"
     sentence = read_sentence_modules(folder) if embeds else None
     chosen = wanted or infer_task(config.architectures, sentence is not None)
-    tokenizer = _load_tokenizer(folder, name, trust_remote_code)
-    slow = None if tokenizer.is_fast else tokenizer
-    if slow is not None:
-        tokenizer = _rebuilt(slow, name)
-    if sentence is not None and sentence.lowercase:
+    found = input_kinds(config, chosen)
+    tokenizer, slow = None, None
+    if "text" in found or chosen.generates:
+        tokenizer = _load_tokenizer(folder, name, trust_remote_code)
+        slow = None if tokenizer.is_fast else tokenizer
+        if slow is not None:
+            tokenizer = _rebuilt(slow, name)
+    if sentence is not None and sentence.lowercase and tokenizer is not None:
         backend = tokenizer.backend_tokenizer
         backend.normalizer = lower_casing(backend.normalizer)
     return Source(
@@ -164,13 +183,45 @@ def open_source(
         folder=folder,
         revision=found_revision,
         config=config,
-        tokenizer=tokenizer,
+        text=tokenizer,
         task=chosen,
         sentence=sentence,
         card=read_card(folder),
         trust_remote_code=trust_remote_code,
         slow_tokenizer=slow,
+        image_processor=_load_processor(folder, name, "AutoImageProcessor", trust_remote_code)
+        if "image" in found
+        else None,
+        feature_extractor=_load_processor(folder, name, "AutoFeatureExtractor", trust_remote_code)
+        if "audio" in found
+        else None,
     )
+
+
+def input_kinds(config: PretrainedConfig, task: Task) -> frozenset[str]:
+    """The kinds of input that a checkpoint's model takes for a task; text alone when its class is not known here."""
+    mapping = getattr(getattr(transformers, task.auto_class), "_model_mapping", {})
+    try:
+        found = mapping[type(config)]
+    except KeyError:
+        return task.kinds & frozenset({"text"})
+    model = found[0] if isinstance(found, tuple) else found
+    return kinds(parameters(model), task.kinds)
+
+
+def _load_processor(folder: Path, name: str, auto_class: str, trust_remote_code: bool) -> Any:
+    """An image processor or a feature extractor; None when the checkpoint has no settings of one."""
+    if not any((folder / file).is_file() for file in _PROCESSORS):
+        return None
+    try:
+        with quiet_transformers():
+            return getattr(transformers, auto_class).from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+    except ImportError as error:
+        raise RequestError(f"The processor of {name} needs a package that is not here: {_first_line(error)}") from error
+    except Exception as error:
+        raise DamagedError(f"The processor of {name} cannot be loaded: {_first_line(error)}") from error
 
 
 class quiet_transformers:

@@ -5,8 +5,6 @@ A module of the user's: `module_subject.py`.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,33 +12,47 @@ from typing import Any
 
 import torch
 
-from ..runtime.errors import DamagedError, RequestError
 from ..runtime.golden import GoldenCase
 from ..runtime.manifest import Dim, ModelSource, TensorSpec, TokenizerSpec
 from ..runtime.verify import Case
 from . import hf
-from .calibration import text_feeds
 from .capture import Trace
 from .card import ModelCard
-from .reference import Reference, TextInputs, golden_vectors, text_cases
-from .source import Source, quiet_transformers
+from .inputs import Inputs, make_inputs
+from .reference import Call, Reference
+from .source import Source
 from .tasks import output_names, run_task
-from .texts import CHOICES, PROBES, SENTENCES
-from .tokenizer import carry_tokenizer, check_tokenizer, prove_tokenizer, tokenizer_inputs
 
-# Without --max-length: what phones can afford, whatever a model could take (ModernBERT: 8192).
-DEFAULT_MAX_LENGTH = 512
-# Multiple choice: how many answers an artifact with bounded axes takes.
-_MOST_CHOICES = 8
+# How a cache of keys and values is kept: it grows with each call, or has room for the whole context from the start.
+GROWING, STATIC = "growing", "static"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One method of a model that is captured, and lowered to an artifact of its own.
+
+    method: `forward` of a model that is called once; `encoder` and `decoder` of one that generates.
+    call: the model and named inputs to the tensors of `outputs`, in order.
+    caches: pairs of an input and the output that takes its place in the next call.
+    """
+
+    method: str
+    call: Call
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    example: dict[str, torch.Tensor]
+    caches: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Subject:
     """Everything the export needs to know of a model.
 
-    `write_tokenizer` writes the tokenizer folder into a bundle and describes it; None for models without text.
-    `calibration` gives inputs to quantize with, from a file of the user's or palmtop's own. `notes` are things the user
-    should know.
+    reference, inputs, example: of the whole model, called once; what artifacts are held to.
+    parts: what is captured, by how a cache is kept; None: one part, the whole model.
+    write_tokenizer: writes the tokenizer folder into a bundle and describes it; None for models without text.
+    calibration: gives inputs to quantize with, from a file of the user's or palmtop's own.
+    lines: the user's own texts as cases. generation: the manifest's field. notes: what the user should know.
     """
 
     info: ModelSource
@@ -52,14 +64,24 @@ class Subject:
     cases: Callable[[], list[Case]]
     golden: Callable[[], list[GoldenCase]]
     calibration: Callable[[Path | None], list[dict[str, Any]]]
-    write_tokenizer: Callable[[Path], TokenizerSpec] | None = None
+    lines: Callable[[Sequence[Any]], list[Case]] | None = None
+    parts: Callable[[str], tuple[Part, ...]] | None = None
+    write_tokenizer: Callable[[Path], TokenizerSpec | None] | None = None
     preprocess: dict[str, Any] = field(default_factory=dict)
     postprocess: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
     card: ModelCard = field(default_factory=ModelCard)
     notes: tuple[str, ...] = ()
 
+    def methods(self, cache: str = GROWING) -> tuple[Part, ...]:
+        """What is captured for a target that keeps a cache so."""
+        if self.parts is not None:
+            return self.parts(cache)
+        names = tuple(spec.name for spec in self.reference.outputs)
+        return (Part("forward", self.reference.call, self.inputs, names, self.example),)
 
-def checkpoint_subject(source: Source, max_length: int | None, lengths: Sequence[int] | None) -> Subject:
+
+def checkpoint_subject(source: Source, max_length: int | None = None, lengths: Sequence[int] | None = None) -> Subject:
     """An opened checkpoint with its weights loaded.
 
     Args:
@@ -67,23 +89,16 @@ def checkpoint_subject(source: Source, max_length: int | None, lengths: Sequence
         lengths: the enumerated lengths that were asked for.
 
     Raises:
-        RequestError: the model cannot take inputs that long.
+        RequestError: the model cannot take inputs that long, or takes inputs that palmtop does not make.
         DamagedError: the tokenizer is not this model's.
+        UnsupportedError: the checkpoint's processing cannot be expressed without Python.
     """
     model = source.load_model()
-    encoder = _encoder(source, model)
-    longest, notes = _max_length(source, encoder, max_length, lengths)
-    names = tokenizer_inputs(source, set(inspect.signature(encoder.forward).parameters))
-    texts = _text_inputs(source, names, longest)
-    _check_vocabulary(source, encoder)
-    inputs = tuple(TensorSpec(name, "int64", _axes(source, longest)) for name in names)
-    reference = reference_of(source, model, longest)
+    inputs = make_inputs(source, _fed(source, model), max_length, lengths)
+    reference = reference_of(source, model, inputs)
 
-    def write_tokenizer(root: Path) -> TokenizerSpec:
-        spec = carry_tokenizer(source, root, names, longest)
-        check_tokenizer(source, root / spec.path, SENTENCES)
-        prove_tokenizer(source, root / spec.path, spec)
-        return spec
+    def cases(batches: Sequence[tuple[str, dict[str, Any]]]) -> list[Case]:
+        return [reference.case(name, feeds) for name, feeds in batches]
 
     return Subject(
         info=ModelSource(
@@ -96,138 +111,34 @@ def checkpoint_subject(source: Source, max_length: int | None, lengths: Sequence
         ),
         task=source.task.name,
         reference=reference,
-        inputs=inputs,
-        example=_text_example(source, texts),
+        inputs=inputs.specs,
+        example=inputs.example,
         trace=hf.trace,
-        cases=lambda: text_cases(reference, texts),
-        golden=lambda: golden_vectors(reference, texts),
-        calibration=lambda path: text_feeds(texts, path),
-        write_tokenizer=write_tokenizer,
-        preprocess=preprocess_of(source),
+        cases=lambda: cases(inputs.batches()),
+        golden=lambda: inputs.golden(reference),
+        calibration=inputs.calibration,
+        lines=lambda lines: cases(inputs.lines(lines)),
+        write_tokenizer=inputs.write,
+        preprocess=inputs.preprocess,
         postprocess=source.task.postprocess(source),
         card=source.card,
-        notes=notes,
+        notes=inputs.notes,
     )
 
 
-def checkpoint_reference(
-    source: Source, max_length: int, names: tuple[str, ...]
-) -> tuple[Reference, TextInputs, list[Case]]:
-    """The eager model of a checkpoint, how text becomes its inputs, and the usual cases: to verify a finished bundle.
-
-    Args:
-        max_length, names: longest input and input names, as the bundle's manifest states them.
-    """
-    reference = reference_of(source, source.load_model(), max_length)
-    texts = _text_inputs(source, names, max_length)
-    return reference, texts, text_cases(reference, texts)
-
-
-def _encoder(source: Source, model: torch.nn.Module) -> torch.nn.Module:
+def _fed(source: Source, model: torch.nn.Module) -> torch.nn.Module:
     return model.encoder if source.sentence is not None else model
 
 
-def _check_vocabulary(source: Source, encoder: torch.nn.Module) -> None:
-    """A tokenizer of another model may give ids beyond the table of embeddings: index errors deep inside the model."""
-    rows = None
-    with contextlib.suppress(NotImplementedError):
-        rows = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
-    with quiet_transformers():
-        highest = max(max(ids) for ids in source.tokenizer([*SENTENCES, *(text for _, text in PROBES)])["input_ids"])
-    if rows is not None and highest >= rows:
-        raise DamagedError(
-            f"The tokenizer of {source.id} gives id {highest}, but the model's embeddings end at {rows - 1}: "
-            "the tokenizer is another model's. Remedy: copy the tokenizer files of the checkpoint that it was "
-            "fine-tuned from."
-        )
-
-
-def reference_of(source: Source, model: torch.nn.Module, longest: int) -> Reference:
+def reference_of(source: Source, model: torch.nn.Module, inputs: Inputs) -> Reference:
     """Of the outputs' axes only which one follows the tokens matters before capture."""
-    axes = _axes(source, longest)
-    per_token = source.task.name not in ("text-classification", "multiple-choice")
+    batch = Dim(symbol="batch", min=1)
+    longest = next((dim for spec in inputs.specs for dim in spec.dims if dim.symbol == "sequence"), None)
+    names = output_names(source, model, inputs.example)
     outputs = tuple(
-        TensorSpec(name, "float32", (axes[0], axes[-1]) if per_token and name != "sentence_embedding" else (axes[0],))
-        for name in output_names(source)
-    )
-    return Reference(model, run_task(source), outputs)
-
-
-def _text_inputs(source: Source, names: tuple[str, ...], longest: int) -> TextInputs:
-    preprocess = preprocess_of(source)
-    prompt = preprocess.get("prompts", {}).get(preprocess.get("default_prompt"), "")
-    return TextInputs(source, names, longest, prompt=prompt)
-
-
-def _axes(source: Source, longest: int) -> tuple[Dim, ...]:
-    batch, sequence = Dim(symbol="batch", min=1), Dim(symbol="sequence", min=1, max=longest)
-    if source.task.rank == 3:
-        return batch, Dim(symbol="choices", min=1, max=_MOST_CHOICES), sequence
-    return batch, sequence
-
-
-def _text_example(source: Source, texts: TextInputs) -> dict[str, torch.Tensor]:
-    """Two rows of ordinary text to trace with."""
-    if source.task.rank == 3:
-        prompts = [prompt for prompt, choices in CHOICES[:2] for _ in choices]
-        answers = [answer for _, choices in CHOICES[:2] for answer in choices]
-        encoded = texts.encode(prompts, answers)
-        return {name: torch.from_numpy(encoded[name].reshape(2, 3, -1)) for name in texts.names}
-    encoded = texts.encode([SENTENCES[5], SENTENCES[18]])
-    return {name: torch.from_numpy(encoded[name]) for name in texts.names}
-
-
-def preprocess_of(source: Source) -> dict[str, Any]:
-    """The manifest's `preprocess` of a checkpoint: the prompts of sentence-transformers."""
-    sentence = source.sentence
-    if sentence is None or not any(sentence.prompts.values()):
-        return {}
-    return {"prompts": sentence.prompts, "default_prompt": sentence.default_prompt}
-
-
-def _max_length(
-    source: Source, encoder: torch.nn.Module, asked: int | None, lengths: Sequence[int] | None
-) -> tuple[int, tuple[str, ...]]:
-    """The longest input the artifacts will take, and what to tell the user about it."""
-    limits = {"its position embeddings": _position_limit(source, encoder)}
-    stated = source.tokenizer.model_max_length
-    if stated and stated < 1_000_000:
-        limits["its tokenizer"] = int(stated)
-    if source.sentence is not None and source.sentence.max_length:
-        limits["its sentence-transformers settings"] = source.sentence.max_length
-    known = {reason: limit for reason, limit in limits.items() if limit}
-    most = min(known.values(), default=None)
-    wanted = max(lengths) if lengths else asked
-    room = source.tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if wanted is not None:
-        positions = limits["its position embeddings"]
-        if positions and wanted > positions:
-            raise RequestError(f"{source.id} takes at most {positions} tokens; {wanted} were asked for.")
-        if min([wanted, *(lengths or [])]) < room:
-            raise RequestError(
-                f"A length of {min([wanted, *(lengths or [])])} leaves no room for text: use at least {room}."
-            )
-        return wanted, ()
-    if most is None or most > DEFAULT_MAX_LENGTH:
-        could = "any length" if most is None else f"{most} tokens"
-        return DEFAULT_MAX_LENGTH, (
-            f"The model could take {could}; exported up to {DEFAULT_MAX_LENGTH} (see --max-length).",
+        TensorSpec(
+            name, "float32", (batch, longest) if longest is not None and name in source.task.per_token else (batch,)
         )
-    return most, ()
-
-
-def _position_limit(source: Source, encoder: torch.nn.Module) -> int | None:
-    """How many tokens have a position: the table's rows, less those that RoBERTa keeps before the first."""
-    for name, module in encoder.named_modules():
-        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in (
-            "position_embeddings",
-            "pos_embeddings",
-        ):
-            offset = module.padding_idx + 1 if module.padding_idx is not None else 0
-            return module.num_embeddings - offset
-    config = source.config
-    stated = getattr(config, "max_position_embeddings", None)
-    if isinstance(stated, int) and stated > 0:
-        # A table under another name: RoBERTa-like models count positions from the padding id on.
-        return stated
-    return None
+        for name in names
+    )
+    return Reference(model, run_task(source, names), outputs)

@@ -6,7 +6,8 @@ checkpoint, so an architecture needs no entry anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,18 @@ if TYPE_CHECKING:
     from .source import Source
 
 
+TEXT = frozenset({"text"})
+
+
 @dataclass(frozen=True)
 class Task:
     """A task by its Hugging Face pipeline name.
 
-    `auto_class` loads its models; `heads` are the ends of class names (`BertForMaskedLM`) it is inferred from;
-    `outputs` are the fields of the model's output that it needs; `postprocess` gives the manifest's field of that name.
-    `rank` is the rank of `input_ids`.
+    auto_class: loads its models. heads: the ends of class names (`BertForMaskedLM`) that it is inferred from.
+    outputs: the fields of the model's output that it needs; none: those that the model has (`found_outputs`).
+    postprocess: gives the manifest's field of that name. rank: of `input_ids`.
+    per_token: outputs whose second axis follows the tokens. kinds: of input that it takes (`inputs.KINDS`).
+    generates: whether it gives text, a token at a time.
     """
 
     name: str
@@ -34,23 +40,42 @@ class Task:
     outputs: tuple[str, ...]
     postprocess: Callable[[Source], dict[str, Any]]
     rank: int = 2
+    per_token: tuple[str, ...] = ()
+    kinds: frozenset[str] = TEXT
+    generates: bool = False
 
 
-def output_names(source: Source) -> tuple[str, ...]:
+def output_names(source: Source, model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     """The names of the tensors that an artifact of this source gives."""
     if source.sentence is not None:
-        return (*source.task.outputs, "sentence_embedding")
-    return source.task.outputs
+        return ("last_hidden_state", "sentence_embedding")
+    return source.task.outputs or found_outputs(model, example)
 
 
-def run_task(source: Source) -> Callable[[torch.nn.Module, dict[str, torch.Tensor]], list[torch.Tensor]]:
-    """How to call the model: named inputs to the tensors of `output_names`, in order."""
-    fields, sentence = source.task.outputs, source.sentence is not None
+def found_outputs(model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """What a model without a head gives: its last hidden state, or all tensors of a model of several towers."""
+    with torch.no_grad():
+        result = model(**example, **_settings(model))
+    tensors = tuple(
+        name for name, value in result.items() if isinstance(value, torch.Tensor) and value.is_floating_point()
+    )
+    if "last_hidden_state" in tensors:
+        return ("last_hidden_state",)
+    if not tensors:
+        raise RequestError(f"{type(model).__name__} gives no tensor by name: {', '.join(result)}.")
+    return tensors
+
+
+def run_task(
+    source: Source, names: Sequence[str]
+) -> Callable[[torch.nn.Module, dict[str, torch.Tensor]], list[torch.Tensor]]:
+    """How to call the model: named inputs to the tensors of `names` (`output_names`), in order."""
+    sentence = source.sentence is not None
 
     def call(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         encoder = model.encoder if sentence else model
-        result = encoder(**inputs, **_NO_EXTRAS)
-        tensors = [getattr(result, field) for field in fields]
+        result = encoder(**inputs, **_settings(encoder))
+        tensors = [getattr(result, name) for name in names if name != "sentence_embedding"]
         if sentence:
             tensors.append(embed(model.head, tensors[0], inputs["attention_mask"]))
         return tensors
@@ -58,8 +83,10 @@ def run_task(source: Source) -> Callable[[torch.nn.Module, dict[str, torch.Tenso
     return call
 
 
-# Nothing that a task does not read is computed or returned.
-_NO_EXTRAS: dict[str, Any] = {"return_dict": True}
+def _settings(model: torch.nn.Module) -> dict[str, Any]:
+    """Named outputs; and no cache, which only generation reads."""
+    takes = inspect.signature(model.forward).parameters
+    return {"return_dict": True, **({"use_cache": False} if "use_cache" in takes else {})}
 
 
 def _labels(source: Source) -> dict[str, str]:
@@ -103,6 +130,7 @@ TASKS = {
             ("ForTokenClassification",),
             ("logits",),
             lambda source: {"activation": "softmax", "id2label": _labels(source)},
+            per_token=("logits",),
         ),
         Task(
             "question-answering",
@@ -110,6 +138,7 @@ TASKS = {
             ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
             ("start_logits", "end_logits"),
             lambda source: {"activation": "softmax"},
+            per_token=("start_logits", "end_logits"),
         ),
         Task(
             "fill-mask",
@@ -117,6 +146,7 @@ TASKS = {
             ("ForMaskedLM", "ForPreTraining", "WithLMHeadModel"),
             ("logits",),
             lambda source: {"activation": "softmax"},
+            per_token=("logits",),
         ),
         Task(
             "multiple-choice",
@@ -126,7 +156,15 @@ TASKS = {
             lambda source: {"activation": "softmax"},
             rank=3,
         ),
-        Task("feature-extraction", "AutoModel", ("Model",), ("last_hidden_state",), _embedding),
+        Task(
+            "feature-extraction",
+            "AutoModel",
+            ("Model",),
+            (),
+            _embedding,
+            per_token=("last_hidden_state",),
+            kinds=frozenset({"text", "image", "audio"}),
+        ),
     )
 }
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..runtime.assembly import open_artifacts, signature
 from ..runtime.gate import Least
 from ..runtime.manifest import Artifact, Manifest
 from ..runtime.parity import Noise
-from ..runtime.session import Session
 from ..runtime.verify import ArtifactReport, Case, verify_artifact
 from .capture import Captured
-from .targets import Target
+from .targets import get_target
 
 # Called with what happens next and of how many steps it consists; gives what to call after each.
 Progress = Callable[[str, int], Callable[[], None]]
@@ -31,40 +31,45 @@ class Work:
 
     root: Path
     manifest: Manifest
-    targets: Sequence[Target]
     cases: Sequence[Case]
     noise: dict[str, Noise]
     start: Progress
     seconds: dict[str, float]
 
-    def execute(self, captured: Captured, artifacts: Sequence[Artifact]) -> list[ArtifactReport]:
-        """Lower a model to every target, in place of what stands there, and verify the artifacts."""
+    def execute(self, captures: Sequence[Captured], artifacts: Sequence[Artifact]) -> list[ArtifactReport]:
+        """Lower captured methods, each to its planned artifact, in place of what stands there, and verify them.
+
+        Gives one report a target: the artifacts of one that are called in turn are verified together.
+        """
         self.manifest = dataclasses.replace(self.manifest, artifacts=tuple(artifacts)).with_identity()
-        for target, artifact in zip(self.targets, artifacts, strict=True):
-            shutil.rmtree(self.root / artifact.path.split("/")[0], ignore_errors=True)
+        for folder in {artifact.path.split("/")[0] for artifact in artifacts}:
+            shutil.rmtree(self.root / folder, ignore_errors=True)
+        for captured, artifact in zip(captures, artifacts, strict=True):
+            target = get_target(artifact.target)
             with timed(self.seconds, target.name):
                 advance = self.start(f"Lowering to {target.name}", 1)
                 target.lower(captured, artifact, self.manifest.identity, self.root / artifact.path)
                 advance()
         reports = []
-        for artifact in artifacts:
-            with timed(self.seconds, f"verify {artifact.target}"):
-                advance = self.start(f"Verifying {artifact.path}", len(self.cases))
-                reports.append(self.verify(self.root, artifact, advance))
+        for target_name in self.manifest.targets:
+            with timed(self.seconds, f"verify {target_name}"):
+                parts = self.manifest.parts(target_name)
+                advance = self.start(f"Verifying {signature(parts).path}", len(self.cases))
+                reports.append(self.verify(self.root, parts, advance))
         return reports
 
     def verify(
         self,
         root: Path,
-        artifact: Artifact,
+        artifacts: Sequence[Artifact],
         advance: Callable[[], None] | None = None,
         cases: Sequence[Case] | None = None,
         least: Least | None = None,
     ) -> ArtifactReport:
-        """Verify an artifact below a folder, on all cases or on others; `least`: what it has to keep on those."""
+        """Verify the artifacts of one target below a folder, on all cases or on others; `least`: what they keep."""
         return verify_artifact(
-            artifact,
-            lambda: Session.open(root, artifact, self.manifest.identity, threads=1),
+            signature(artifacts),
+            lambda: open_artifacts(root, artifacts, self.manifest, threads=1),
             self.cases if cases is None else cases,
             task=self.manifest.task,
             tokenizer=self.manifest.tokenizer,

@@ -169,7 +169,7 @@ def bench(
         DamagedError: files of the bundle are damaged or swapped.
     """
     start = start or (lambda what, count: lambda: None)
-    chosen = [bundle.artifact(name) for name in dict.fromkeys(targets)] if targets else list(bundle.manifest.artifacts)
+    chosen = [bundle.artifact(name) for name in dict.fromkeys(targets or bundle.manifest.targets)]
     lengths = {artifact.target: lengths_of(artifact, settings.lengths) for artifact in chosen}
     golden = bundle.golden()
     calls = example_calls(bundle, golden)

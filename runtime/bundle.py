@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from .assembly import open_artifacts, signature
 from .backends import BACKENDS, get_backend
 from .errors import DamagedError, RequestError
 from .golden import GoldenCase, read_golden
@@ -66,13 +67,16 @@ class Bundle:
             if place.is_file() and relative not in listed:
                 raise DamagedError(f"{relative} is not in the manifest: something was added to the bundle.")
 
+    def parts(self, target: str) -> tuple[Artifact, ...]:
+        """The artifacts of a target. Raises RequestError naming those the bundle has."""
+        artifacts = self.manifest.parts(target)
+        if not artifacts:
+            raise RequestError(f"This bundle has no {target} artifact. It has: {', '.join(self.manifest.targets)}.")
+        return artifacts
+
     def artifact(self, target: str) -> Artifact:
-        """The artifact of a target. Raises RequestError naming those the bundle has."""
-        artifact = self.manifest.artifact(target)
-        if artifact is None:
-            have = ", ".join(entry.target for entry in self.manifest.artifacts)
-            raise RequestError(f"This bundle has no {target} artifact. It has: {have}.")
-        return artifact
+        """What the artifacts of a target are called with together (`assembly.signature`). Errors as in `parts`."""
+        return signature(self.parts(target))
 
     def open_session(self, target: str | None = None, threads: int | None = None) -> Session:
         """Load the artifact of a target; with None the first one that this machine can execute.
@@ -83,12 +87,12 @@ class Bundle:
         """
         if target is None:
             target = self._preferred_target()
-        return Session.open(self.root, self.artifact(target), self.manifest.identity, threads)
+        return open_artifacts(self.root, self.parts(target), self.manifest, threads)
 
     def _preferred_target(self) -> str:
         reasons = []
         for target in BACKENDS:
-            if self.manifest.artifact(target) is None:
+            if not self.manifest.parts(target):
                 continue
             missing = get_backend(target).missing()
             if missing is None:
@@ -98,7 +102,13 @@ class Bundle:
 
     def golden(self) -> list[GoldenCase]:
         """The golden vectors. Raises DamagedError when they are missing or not valid."""
-        return read_golden(self.root / GOLDEN_NAME)
+        return read_golden(self.root / GOLDEN_NAME, self._prepare)
+
+    def _prepare(self, kind: str, path: str) -> dict[str, np.ndarray]:
+        """The model's inputs of a picture or a sound that lies in the bundle."""
+        if not any(file.path == path for file in self.manifest.files):
+            raise DamagedError(f"The manifest does not list {path} among its files. Export the bundle again.")
+        return PROCESSORS[kind](self.manifest.preprocess[kind], self.root / path)
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer; None for models without text. Raises DamagedError when it cannot be read."""

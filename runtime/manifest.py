@@ -129,7 +129,8 @@ class StateSpec:
 class Artifact:
     """One lowered file. `path` is relative to the bundle and may be a folder (`.mlpackage`).
 
-    `methods` maps a method of the captured program (`forward`) to the entry point in the file.
+    `methods` maps the method of the model that it is (`forward`; of models that generate `encoder`, `decoder`) to the
+    entry point in the file.
     `minimum_os` is the oldest system that runs it (`{"ios": "16.0"}`), empty when the format sets none.
     """
 
@@ -142,6 +143,10 @@ class Artifact:
     minimum_os: dict[str, str] = field(default_factory=dict)
     states: tuple[StateSpec, ...] = ()
     methods: dict[str, str] = field(default_factory=lambda: {"forward": "forward"})
+
+    @property
+    def method(self) -> str:
+        return next(iter(self.methods))
 
     def output(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.outputs if spec.name == name), None)
@@ -221,8 +226,14 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     min_reader_version: int = MIN_READER_VERSION
 
-    def artifact(self, target: str) -> Artifact | None:
-        return next((artifact for artifact in self.artifacts if artifact.target == target), None)
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The formats in the bundle, in their order."""
+        return tuple(dict.fromkeys(artifact.target for artifact in self.artifacts))
+
+    def parts(self, target: str) -> tuple[Artifact, ...]:
+        """The artifacts of a target: one, or one for each method of a model that generates."""
+        return tuple(artifact for artifact in self.artifacts if artifact.target == target)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, dims in their short form."""

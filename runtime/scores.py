@@ -82,7 +82,7 @@ def score_bundle(
     """
     start = start or (lambda what, count: lambda: None)
     manifest = bundle.manifest
-    chosen = [bundle.artifact(name) for name in dict.fromkeys(targets)] if targets else list(manifest.artifacts)
+    chosen = [bundle.artifact(name) for name in dict.fromkeys(targets or manifest.targets)]
     tokenizer = bundle.tokenizer()
     if tokenizer is None:
         raise RequestError("This bundle was made from a module: it has no task, so its accuracy has no definition.")

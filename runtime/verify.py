@@ -282,16 +282,17 @@ def verify_bundle(
         DamagedError: files of the bundle are damaged or swapped.
     """
     manifest = bundle.manifest
-    chosen = [bundle.artifact(target) for target in targets] if targets else list(manifest.artifacts)
+    chosen = targets if targets else manifest.targets
     golden = bundle.golden()
     on_golden = cases is None
     cases = golden_cases(golden) if cases is None else cases
     noise = recorded_noise(bundle) if noise is None else noise
     reports = []
-    for artifact in chosen:
+    for target in chosen:
+        artifact = bundle.artifact(target)
 
-        def open_session(artifact: Artifact = artifact) -> Session:
-            return Session.open(bundle.root, artifact, manifest.identity, threads)
+        def open_session(target: str = target) -> Session:
+            return bundle.open_session(target, threads)
 
         progress = start(artifact.path, len(cases)) if start is not None else None
         reports.append(

@@ -27,7 +27,7 @@ def alone(bundle: Bundle, targets: Sequence[str] | None) -> list[Artifact]:
     Raises:
         RequestError: one that was asked for cannot be, or none can.
     """
-    chosen = [bundle.artifact(name) for name in targets] if targets else list(bundle.manifest.artifacts)
+    chosen = [bundle.artifact(name) for name in targets or bundle.manifest.targets]
     able = [entry for entry in chosen if get_backend(entry.target).rounding is not None and entry.precision != "fp32"]
     unable = [entry.target for entry in chosen if entry not in able]
     if unable and (targets or not able):
@@ -79,8 +79,7 @@ def explain_report(
         if entry.status == "not executed" or (only is not None and entry.target not in only):
             continue
         try:
-            artifact = bundle.artifact(entry.target)
-            session = Session.open(bundle.root, artifact, bundle.manifest.identity, threads=1)
+            session = bundle.open_session(entry.target, threads=1)
             case = worst_row(session, _worst(entry, cases), bundle.manifest.tokenizer)
             found.append(explain(session, case))
         except PalmtopError as error:  # the report stands without it

@@ -86,16 +86,15 @@ def _reference_cases(
 ) -> tuple[list[Case], dict[str, Noise], Explain]:
     try:
         from ..explain import explain
-        from ..reference import file_cases
         from ..source import open_source
-        from ..subject import checkpoint_reference, checkpoint_subject
+        from ..subject import checkpoint_subject
     except ImportError as error:
         raise RequestError(
             f"--reference runs the eager model, and that needs a package that is not installed ({error}). "
             "Install it with: pip install 'palmtop[export]', or verify against the golden vectors."
         ) from error
     manifest = bundle.manifest
-    if manifest.tokenizer is None:
+    if manifest.task == "module":
         raise RequestError(
             "This bundle was made from a module, not a checkpoint: verify it against its golden vectors."
         )
@@ -105,16 +104,15 @@ def _reference_cases(
         revision=arguments.revision,
         trust_remote_code=arguments.trust_remote_code,
     )
-    reference, texts, cases = checkpoint_reference(source, manifest.tokenizer.max_length, manifest.tokenizer.inputs)
-    noise = reference.noise(cases)
-    cases = cases + file_cases(reference, texts, lines)
-    longest = manifest.tokenizer.max_length
+    subject = checkpoint_subject(source, manifest.tokenizer.max_length if manifest.tokenizer is not None else None)
+    cases = subject.cases()
+    noise = subject.reference.noise(cases)
+    if lines and subject.lines is not None:
+        cases = cases + subject.lines(lines)
     return (
         cases,
         noise,
-        lambda session, case: explain(
-            reference, session, case, lambda: checkpoint_subject(source, longest, None), "the eager model"
-        ),
+        lambda session, case: explain(subject.reference, session, case, lambda: subject, "the eager model"),
     )
 
 

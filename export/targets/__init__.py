@@ -55,6 +55,8 @@ class Target:
     `lower(captured, artifact, identity, path)`: writes the artifact, with the manifest's identity inside.
     `calibrate(captured, artifact, feeds)`: the planned artifact with what `lower` must know of a plan's static
         activations, from example inputs; None when the target needs nothing.
+    `cache`: how the cache of a model that generates is captured for it: `growing` with each call, or `static`, with
+        room for the whole context from the start.
     """
 
     name: str
@@ -62,6 +64,12 @@ class Target:
     unsupported: Callable[[Captured, Artifact], Sequence[UnsupportedOperation]]
     lower: Callable[[Captured, Artifact, str, Path], None]
     calibrate: Callable[[Captured, Artifact, Iterable[Mapping[str, np.ndarray]]], Artifact] | None = None
+    cache: str = "static"
+
+
+def file_stem(captured: Captured) -> str:
+    """The name of an artifact's file: `model`, or that of the method when the model has several."""
+    return "model" if captured.method == "forward" else captured.method
 
 
 def requested_axes(captured: Captured, options: Options) -> dict[str, Dim]:

@@ -27,7 +27,7 @@ from ...runtime.errors import PalmtopError, RequestError
 from ...runtime.manifest import Artifact, Dim, TensorSpec
 from ..capture import Captured
 from ..modules import module_path
-from . import Options, Target, UnsupportedOperation
+from . import Options, Target, UnsupportedOperation, file_stem
 from .coreml_compat import compatible, convertible
 from .coreml_errors import explained, preflight
 from .coreml_graph import lowered_graph, specialize
@@ -36,7 +36,6 @@ from .coreml_schemes import check_system, oldest_ios
 if importlib.util.find_spec("coremltools") is None:  # imported when it is used: that takes seconds
     raise ImportError("No module named 'coremltools'")
 
-PATH = "coreml/model.mlpackage"
 _LONGEST = 2048  # where a model sets no bound: Core ML wants one for every axis
 _DTYPES = {"int64": "int32", "bool": "int32", "float64": "float32", "float16": "float32", "bfloat16": "float32"}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -69,13 +68,13 @@ def plan(captured: Captured, options: Options) -> Artifact:
         quantization["compute"] = "fp16"
     return Artifact(
         target="coreml",
-        path=PATH,
+        path=f"coreml/{file_stem(captured)}.mlpackage",
         precision=options.precision,
         quantization=quantization or None,
         inputs=inputs,
         outputs=tuple(map(_signature, narrowed.outputs)),
         minimum_os={"ios": f"{ios}.0", "macos": _MACOS[ios]},
-        methods={"forward": "main"},
+        methods={captured.method: "main"},
     )
 
 

@@ -18,7 +18,7 @@ from ...runtime.errors import PalmtopError, RequestError, UnsupportedError
 from ...runtime.manifest import Artifact, Dim
 from ..capture import Captured
 from ..modules import module_path
-from . import Options, Target, UnsupportedOperation
+from . import Options, Target, UnsupportedOperation, file_stem
 
 if importlib.util.find_spec("executorch") is None:
     raise ImportError("No module named 'executorch'")
@@ -43,11 +43,12 @@ def plan(captured: Captured, options: Options) -> Artifact:
     narrowed = captured.specialize(_axes(captured, options))
     return Artifact(
         target="executorch",
-        path="executorch/model.pte",
+        path=f"executorch/{file_stem(captured)}.pte",
         precision=options.precision,
         inputs=narrowed.inputs,
         outputs=narrowed.outputs,
         quantization=_quantization(narrowed, options),
+        methods={captured.method: "forward"},
         minimum_os={"ios": "17.0", "macos": "12.0"},  # what ExecuTorch's Swift package asks for
     )
 

@@ -23,7 +23,7 @@ from ...runtime.manifest import Artifact, TensorSpec
 from .. import hf
 from ..capture import Captured
 from ..modules import module_path
-from . import Options, Target, UnsupportedOperation, constant_axes, narrow, onnx_fuse, requested_axes
+from . import Options, Target, UnsupportedOperation, constant_axes, file_stem, narrow, onnx_fuse, requested_axes
 from .onnx_contrib import into_the_standard
 from .onnx_quantize import TRANSLATIONS, state_types, store_integers
 
@@ -40,11 +40,12 @@ def plan(captured: Captured, options: Options) -> Artifact:
     half = options.half_io and options.precision == "fp16"
     return Artifact(
         target="onnx",
-        path="onnx/model.onnx",
+        path=f"onnx/{file_stem(captured)}.onnx",
         precision=options.precision,
         inputs=_halved(narrow(captured.inputs, narrowed), half),
         outputs=_halved(narrow(captured.outputs, narrowed), half),
         quantization={"keep_fp32": list(options.keep_fp32)} if options.keep_fp32 else None,
+        methods={captured.method: "forward"},
     )
 
 
@@ -270,4 +271,4 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-TARGET = Target(name="onnx", plan=plan, unsupported=unsupported, lower=lower)
+TARGET = Target(name="onnx", plan=plan, unsupported=unsupported, lower=lower, cache="growing")

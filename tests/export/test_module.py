@@ -143,7 +143,7 @@ def test_the_manifest_of_a_module(made):
     manifest = Bundle.open(result.path).manifest
     assert (manifest.task, manifest.tokenizer) == ("module", None)
     assert (manifest.source.id, manifest.source.architecture, manifest.source.license) == ("Perceptron",) * 2 + ("mit",)
-    onnx = manifest.artifact("onnx")
+    onnx = manifest.parts("onnx")[0]
     assert [spec.name for spec in onnx.inputs] == ["features", "context"]
     assert [spec.name for spec in onnx.outputs] == ["scores", "energy"]
     assert all(spec.dims[0].symbol == "batch" for spec in (*onnx.inputs, *onnx.outputs))
@@ -177,7 +177,7 @@ def test_inputs_of_the_users_own_are_verified_on(tmp_path):
 def test_a_range_is_kept_and_its_ends_work(tmp_path):
     axes = {"features": {0: Dim(symbol="rows", min=2, max=12)}, "context": {0: Dim(symbol="rows", min=2, max=12)}}
     result = export_module(seeded(Perceptron), ROWS, tmp_path / "x.bundle", to=["onnx"], dynamic_axes=axes)
-    assert result.manifest.artifact("onnx").inputs[0].dims[0] == Dim(symbol="rows", min=2, max=12)
+    assert result.manifest.parts("onnx")[0].inputs[0].dims[0] == Dim(symbol="rows", min=2, max=12)
     session = Bundle.open(result.path).open_session("onnx")
     for rows in (2, 12):
         assert session.run({"features": np.zeros((rows, 6)), "context": np.zeros((rows, 3))})["output_0"].shape == (

@@ -12,7 +12,7 @@ import sentence_transformers
 import torch
 from palmtop.export.sentence import embed, read_sentence_modules
 from palmtop.export.source import open_source
-from palmtop.export.subject import checkpoint_reference, checkpoint_subject
+from palmtop.export.subject import checkpoint_subject
 from palmtop.export.tokenizer import carry_tokenizer
 from palmtop.runtime.errors import DamagedError, UnsupportedError
 from palmtop.runtime.preprocess import text_preparer
@@ -68,9 +68,9 @@ def library(folder: Path, texts: list[str] = TEXTS, **options) -> np.ndarray:
 def ours(folder: Path, texts: list[str] = TEXTS) -> np.ndarray:
     """What palmtop's reference gives: the checkpoint's preparation, one padded batch, the module that is captured."""
     source = open_source(folder)
-    limit = checkpoint_subject(source, None, None).inputs[0].dim("sequence").max
-    reference, inputs, _ = checkpoint_reference(source, limit, tuple(source.tokenizer.model_input_names))
-    return reference.run(inputs.feeds(texts))["sentence_embedding"]
+    cases = checkpoint_subject(source).lines(texts)
+    rows = [row for case in cases for row in case.expected["sentence_embedding"]]
+    return np.stack([row.values.reshape(row.shape) for row in rows])
 
 
 def assert_same(actual: np.ndarray, expected: np.ndarray) -> None:
