@@ -206,7 +206,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of some ids."""
         text = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        if self._clean_up and type(self._backend.model).__name__ != "BPE":
+        if self.cleans_up:
             for spaced, tight in _CLEAN_UP:
                 text = text.replace(spaced, tight)
         return text
@@ -231,6 +231,22 @@ class Tokenizer:
     def special_count(self, pair: bool = False) -> int:
         """How many special tokens are put around one text, or a pair."""
         return self._backend.num_special_tokens_to_add(pair)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens there are, added ones included."""
+        return self._backend.get_vocab_size()
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Ids that `decode` leaves out when special tokens are skipped."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @property
+    def cleans_up(self) -> bool:
+        """Whether `decode` removes spaces before punctuation, as the tokenizer's settings ask for."""
+        return self._clean_up and type(self._backend.model).__name__ != "BPE"
 
     @property
     def marks_subwords(self) -> bool:
