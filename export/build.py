@@ -106,11 +106,11 @@ def build(
             postprocess=subject.postprocess,
             generation=subject.generation,
         ).with_identity()
-        work = Work(root, base, cases, noise, start, seconds)
+        work = Work(root, base, {target.name: target for target in chosen}, cases, noise, start, seconds)
         told: tuple[str, ...] = ()
         trials: list[dict[str, Any]] = []
         if quantization is not None:
-            judge = Judge(work, chosen, quantization, options, subject.reference, golden, calibration)
+            judge = Judge(work, quantization, options, subject.reference, golden, calibration)
             versions = [importlib.metadata.version(package) for package in ("palmtop", "torch")]
             searched = [quantization.kind, quantization.prefer, quantization.activations]
             model = [subject.info, versions, calibration, searched]
@@ -325,11 +325,11 @@ def producer(targets: Sequence[str]) -> dict[str, str]:
 def list_files(root: Path, artifacts: Sequence[Artifact]) -> tuple[File, ...]:
     """Every file in a bundle with its role, size and hash, by path."""
     folders = {artifact.path.split("/")[0] for artifact in artifacts}
-    roles = {GOLDEN_NAME: "golden", PARITY_NAME: "parity", CARD_NAME: "card", PLAN_NAME: "plan"}
+    roles = {GOLDEN_NAME: "golden", PARITY_NAME: "parity", CARD_NAME: "card", PLAN_NAME: "plan", "golden": "golden"}
     found = []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         relative = path.relative_to(root).as_posix()
         top = relative.split("/")[0]
-        role = "artifact" if top in folders else roles.get(relative, "tokenizer")
+        role = "artifact" if top in folders else roles.get(relative, roles.get(top, "tokenizer"))
         found.append(File(relative, role, path.stat().st_size, sha256_file(path)))
     return tuple(found)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..runtime.errors import RequestError
+from .detection import detection_settings
 from .sentence import embed
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 TEXT = frozenset({"text"})
+IMAGE = frozenset({"image"})
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,63 @@ TASKS = {
             per_token=("last_hidden_state",),
             kinds=frozenset({"text", "image", "audio"}),
         ),
+        Task(
+            "image-classification",
+            "AutoModelForImageClassification",
+            (
+                "ForImageClassification",
+                "ForImageClassificationWithTeacher",
+                "ForImageClassificationLearned",
+                "ForImageClassificationFourier",
+                "ForImageClassificationConvProcessing",
+            ),
+            ("logits",),
+            _classification,
+            kinds=IMAGE,
+        ),
+        Task(
+            "object-detection",
+            "AutoModelForObjectDetection",
+            ("ForObjectDetection",),
+            ("logits", "pred_boxes"),
+            lambda source: {
+                **detection_settings(source.image_processor, source.config, source.id),
+                "id2label": _labels(source),
+            },
+            kinds=IMAGE,
+        ),
+        Task(
+            "image-segmentation",
+            "AutoModelForSemanticSegmentation",
+            ("ForSemanticSegmentation",),
+            ("logits",),
+            lambda source: {"activation": "none", "id2label": _labels(source)},
+            kinds=IMAGE,
+        ),
+        Task(
+            "depth-estimation",
+            "AutoModelForDepthEstimation",
+            ("ForDepthEstimation",),
+            ("predicted_depth",),
+            lambda source: {},
+            kinds=IMAGE,
+        ),
+        Task(
+            "masked-im",
+            "AutoModelForMaskedImageModeling",
+            ("ForMaskedImageModeling",),
+            ("reconstruction",),
+            lambda source: {},
+            kinds=IMAGE,
+        ),
+        Task(
+            "zero-shot-image-classification",
+            "AutoModelForZeroShotImageClassification",
+            (),
+            ("logits_per_image",),
+            lambda source: {"template": "This is a photo of {}."},
+            kinds=frozenset({"image", "text"}),
+        ),
     )
 }
 
@@ -174,6 +233,9 @@ ALIASES = {
     "ner": "token-classification",
     "masked-lm": "fill-mask",
     "sentence-similarity": "feature-extraction",
+    "image-feature-extraction": "feature-extraction",
+    "semantic-segmentation": "image-segmentation",
+    "masked-image-modeling": "masked-im",
 }
 
 

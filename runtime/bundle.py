@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from .assembly import open_artifacts, signature
 from .backends import BACKENDS, get_backend
 from .errors import DamagedError, RequestError
 from .golden import GoldenCase, read_golden
 from .manifest import MANIFEST_NAME, Artifact, File, Manifest
+from .media import prepare
 from .session import Session
 from .tokenizer import Tokenizer
 
@@ -108,7 +111,7 @@ class Bundle:
         """The model's inputs of a picture or a sound that lies in the bundle."""
         if not any(file.path == path for file in self.manifest.files):
             raise DamagedError(f"The manifest does not list {path} among its files. Export the bundle again.")
-        return PROCESSORS[kind](self.manifest.preprocess[kind], self.root / path)
+        return prepare(self.manifest.preprocess, kind, self.root / path)
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer; None for models without text. Raises DamagedError when it cannot be read."""

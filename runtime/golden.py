@@ -4,7 +4,8 @@ They are what a phone, a CI job without torch, or a tokenizer in another languag
 
 - `name`, and the input: `text`, `text_pair`, or `choices` (one encoding each), with `options` (`max_length`,
   `truncation`, maybe `pad_to`); or `inputs`, tensors of a model that takes no text, as `{dtype, shape,
-  base64}` (little-endian);
+  base64}` (little-endian); or `image` or `audio`, a file of the bundle, with `processed`, values of what the manifest's
+  `preprocess` makes of it (in the form of `outputs`), and in `inputs` the tensors that are not made of it;
 - `encoding`: `input_ids`, `attention_mask`, `token_type_ids` (those the model takes) and `offsets`, pairs of code-point
   positions in `text` (in `text_pair` after the first separator);
 - `outputs`: for each output `{shape, every, values}`: the reference's values at flat positions 0, every, 2*every,
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,13 @@ import numpy as np
 
 from .errors import DamagedError
 from .records import read_records, write_records
+
+# Kinds of files that a golden vector may be made from.
+MEDIA = ("image", "audio")
+Prepare = Callable[[str, str], dict[str, np.ndarray]]
+
+# What another version of an image library may differ by: about two levels of 255.
+_PROCESSED_TOLERANCE = 0.02
 
 # Outputs larger than this are sampled. A prime stride visits every column of a matrix in turn.
 MOST_VALUES = 512
@@ -49,7 +58,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One golden vector. `encoding` arrays made from text have no batch axis (for `choices`: one row a choice)."""
+    """One golden vector. `encoding` arrays made from text have no batch axis (for `choices`: one row a choice).
+
+    media: what kind of file it is made from, `image` or `audio`, and its path in the bundle. made: the names of the
+    tensors in `encoding` that are made of it.
+    """
 
     name: str
     encoding: dict[str, np.ndarray]
@@ -59,6 +72,8 @@ class GoldenCase:
     choices: tuple[str, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     offsets: list[list[int]] | None = None
+    media: tuple[str, str] | None = None
+    made: tuple[str, ...] = ()
 
     def feeds(self) -> dict[str, np.ndarray]:
         """The model's inputs: those made from text with a batch axis of one, tensors as they are."""
@@ -77,19 +92,28 @@ class GoldenCase:
             record["encoding"] = {name: array.tolist() for name, array in self.encoding.items()}
             record["encoding"]["offsets"] = self.offsets
         else:
-            record["inputs"] = {name: _packed(array) for name, array in self.encoding.items()}
-        record["outputs"] = {
-            name: {"shape": list(expected.shape), "every": expected.every, "values": _numbers(expected.values)}
-            for name, expected in self.outputs.items()
-        }
+            packed = {name: array for name, array in self.encoding.items() if name not in self.made}
+            record["inputs"] = {name: _packed(array) for name, array in packed.items()}
+        if self.media is not None:
+            kind, path = self.media
+            record[kind] = path
+            record["processed"] = {name: _sampled(Expected.of(self.encoding[name])) for name in self.made}
+        record["outputs"] = {name: _sampled(expected) for name, expected in self.outputs.items()}
         return record
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> GoldenCase:
+    def from_json(cls, record: dict[str, Any], prepare: Prepare | None = None) -> GoldenCase:
         outputs = {name: _expected(entry) for name, entry in record["outputs"].items()}
         if "inputs" in record:
             encoding = {name: _unpacked(entry) for name, entry in record["inputs"].items()}
-            return cls(record["name"], encoding, outputs)
+            media = next(((kind, record[kind]) for kind in MEDIA if kind in record), None)
+            if media is None:
+                return cls(record["name"], encoding, outputs)
+            wanted = {name: _expected(entry) for name, entry in record["processed"].items()}
+            made = prepare(*media) if prepare is not None else {}
+            _check_processed(media[1], made, wanted)
+            encoding |= {name: made[name] for name in wanted}
+            return cls(record["name"], encoding, outputs, media=media, made=tuple(wanted))
         arrays = {name: np.array(values, np.int64) for name, values in record["encoding"].items() if name != "offsets"}
         offsets, options = record["encoding"]["offsets"], record["options"]
         shapes = {array.shape for array in arrays.values()} | {np.array(offsets, np.int64).shape[:-1]}
@@ -114,12 +138,31 @@ def write_golden(path: Path, cases: list[GoldenCase]) -> None:
     write_records(path, (case.to_json() for case in cases))
 
 
-def read_golden(path: Path) -> list[GoldenCase]:
-    """Read cases. Raises DamagedError naming the line that is not one."""
-    cases = read_records(path, GoldenCase.from_json)
+def read_golden(path: Path, prepare: Prepare | None = None) -> list[GoldenCase]:
+    """Read cases. Raises DamagedError naming the line that is not one.
+
+    Args:
+        prepare: makes the model's inputs, with a leading axis of 1, of a picture or a sound: called with `image` or
+            `audio` and a path in the bundle.
+    """
+    cases = read_records(path, lambda record: GoldenCase.from_json(record, prepare))
     if not cases:
         raise DamagedError(f"{path.name} holds no golden vectors.")
     return cases
+
+
+def _check_processed(path: str, made: dict[str, np.ndarray], wanted: dict[str, Expected]) -> None:
+    for name, expected in wanted.items():
+        found = made.get(name)
+        if found is None or found.shape != expected.shape:
+            raise ValueError(f"{path} becomes {name} {[] if found is None else list(found.shape)}")
+        scale = max(float(np.abs(expected.values).max(initial=0.0)), 1.0)
+        if np.abs(expected.pick(found) - expected.values).max(initial=0.0) > _PROCESSED_TOLERANCE * scale:
+            raise ValueError(f"{path} becomes other values in {name} than at export")
+
+
+def _sampled(expected: Expected) -> dict[str, Any]:
+    return {"shape": list(expected.shape), "every": expected.every, "values": _numbers(expected.values)}
 
 
 def _numbers(values: np.ndarray) -> list[float | int | str]:

@@ -49,10 +49,10 @@ def prove_processor(processor: Any, name: str) -> Proven:
     best: Proven | None = None
     for steps in proposals(settings):
         data = {"inputs": inputs, "steps": steps, "transparent": "drop"}
-        error = _largest_error(data, pictures, wanted, allowed)
-        if error is not None and (best is None or error < best.levels):
-            best = Proven(data, error)
-            if error == 0:
+        levels = _largest_error(data, pictures, wanted, allowed)
+        if levels is not None and (best is None or levels < best.levels):
+            best = Proven(data, levels)
+            if levels == 0:
                 break
     if best is None or not _same_batch(processor, best.data, pictures[:2], allowed):
         raise _refused(processor, name, "none of the steps that bundles know does what it does")
@@ -183,8 +183,9 @@ def _grounds(settings: dict[str, Any]) -> Iterator[list[Step]]:
 
 
 def _resize(settings: dict[str, Any], rule: str, **parameters: Any) -> Step:
-    resample = settings.get("resample")
-    return {"step": "resize", "rule": rule, **parameters, "resample": _FILTER_NAMES.get(resample, "bilinear")}
+    number = settings.get("resample")
+    resample = _FILTER_NAMES.get(FILTERS["bilinear"] if number is None else number, "bilinear")
+    return {"step": "resize", "rule": rule, **parameters, "resample": resample}
 
 
 def _sides(size: dict[str, int]) -> dict[str, int]:
