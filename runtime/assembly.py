@@ -56,4 +56,4 @@ def open_artifacts(
         return Session.open(root, artifacts[0], manifest.identity, threads)
     from .generation.session import GenerationSession
 
-    return GenerationSession.open(root, artifacts, manifest, threads)
+    return GenerationSession.open_all(root, artifacts, manifest, threads)

@@ -165,9 +165,12 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return _plain(value.item())
-    for kind, plain in ((str, str.__str__), (int, int.__int__), (float, float.__float__)):
-        if isinstance(value, kind):  # of a subclass the value alone
-            return plain(value)
+    if isinstance(value, str):  # of a subclass the value alone
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
     if isinstance(value, Mapping):
         return {_plain(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

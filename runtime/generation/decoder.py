@@ -13,6 +13,7 @@ copies them (measured with ONNX Runtime: the same time as with its own bindings)
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,12 +31,20 @@ PAST, PRESENT = "past_", "present_"
 
 @dataclass
 class _Part:
-    """Rows that run together: their cache, or their states; every token fed so far where there is no cache."""
+    """Rows that run together: their cache or states, the tokens so far where there is neither, what the encoder gave.
 
-    rows: int
+    `origins` are the rows of the encoder's outputs that `beside` has.
+    """
+
     cache: dict[str, np.ndarray]
     state: Any
     ids: np.ndarray
+    beside: dict[str, np.ndarray]
+    origins: list[int]
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
 
 
 class Decoder:
@@ -76,17 +85,18 @@ class Decoder:
         sizes = [spec.dims[2].constant for spec in self.caches] if self.caches else []
         return min((size for size in sizes if size is not None), default=None)
 
-    def start(self, encoder_outputs: Mapping[str, np.ndarray] | None = None) -> Conversation:
+    def start(self, encoder_outputs: Mapping[str, np.ndarray] | None = None, rows: int = 1) -> Conversation:
         """A conversation that nothing was said in, with a cache or a state of its own.
 
         Args:
-            encoder_outputs: what an encoder-decoder's decoder takes beside tokens and cache, by name, one row each.
+            encoder_outputs: what a decoder takes beside tokens and cache, by name, leading axis rows.
+            rows: how many sequences of one length it begins with.
         """
         given = dict(encoder_outputs or {})
         absent = [name for name in self.others if name not in given]
         if absent:
             raise RequestError(f"{self.session.artifact.path} needs {', '.join(absent)}, which the encoder gives.")
-        return Conversation(self, {name: given[name] for name in self.others})
+        return Conversation(self, {name: given[name] for name in self.others}, rows)
 
     def chunk(self, length: int) -> int:
         """How many of `length` tokens the next call takes: the most that the artifact's sequence axis admits."""
@@ -99,22 +109,33 @@ class Decoder:
             )
         return max(sizes)
 
-    def empty(self, spec: TensorSpec) -> np.ndarray:
-        """The cache tensor before the first token, for one row: no positions, or positions of zeros."""
-        dims = (1, *(0 if dim.constant is None else dim.constant for dim in spec.dims[1:]))
+    def empty(self, spec: TensorSpec, rows: int) -> np.ndarray:
+        """The cache tensor before the first token: no positions, or positions of zeros."""
+        dims = (rows, *(0 if dim.constant is None else dim.constant for dim in spec.dims[1:]))
         return np.zeros(dims, spec.dtype)
 
 
 class Conversation:
     """What has been said to a decoder so far, in one row or, for beams, in several of the same length."""
 
-    def __init__(self, decoder: Decoder, encoder_outputs: dict[str, np.ndarray]):
+    def __init__(self, decoder: Decoder, encoder_outputs: dict[str, np.ndarray], rows: int):
         self.decoder = decoder
         self.length = 0
         self._given = encoder_outputs
-        self._expanded = encoder_outputs
-        cache = {spec.name: decoder.empty(spec) for spec in decoder.caches}
-        self._parts = [_Part(1, cache, decoder.session.new_state(), np.zeros((1, 0), np.int64))]
+        together = [[row] for row in range(rows)] if decoder.batch.constant == 1 else [list(range(rows))]
+        self._parts = [
+            _Part(
+                {spec.name: decoder.empty(spec, len(group)) for spec in decoder.caches},
+                decoder.session.new_state(),
+                np.zeros((len(group), 0), np.int64),
+                self._beside(group),
+                group,
+            )
+            for group in together
+        ]
+
+    def _beside(self, origins: list[int]) -> dict[str, np.ndarray]:
+        return {name: array[origins] for name, array in self._given.items()}
 
     @property
     def rows(self) -> int:
@@ -164,11 +185,12 @@ class Conversation:
             )
         if self.decoder.batch.constant == 1:  # one part a row; what engines give is never written into, so it is shared
             self._parts = [self._parts[row] for row in rows]
-        else:
-            (part,) = self._parts
-            cache = {name: array[rows] for name, array in part.cache.items()}
-            self._parts = [_Part(len(rows), cache, None, part.ids[rows])]
-            self._expanded = {name: np.repeat(array, len(rows), axis=0) for name, array in self._given.items()}
+            return
+        (part,) = self._parts
+        origins = [part.origins[row] for row in rows]
+        beside = part.beside if origins == part.origins else self._beside(origins)
+        cache = {name: array[rows] for name, array in part.cache.items()}
+        self._parts = [_Part(cache, None, part.ids[rows], beside, origins)]
 
     def _run(self, ids: np.ndarray) -> np.ndarray:
         logits, parts, row = [], [], 0
@@ -183,14 +205,14 @@ class Conversation:
 
     def _step(self, part: _Part, ids: np.ndarray) -> tuple[np.ndarray, _Part]:
         decoder = self.decoder
-        kept = np.concatenate([part.ids, ids], axis=1) if not decoder.cached else part.ids
-        feeds = {decoder.tokens: ids if decoder.cached else kept, **part.cache, **self._expanded}
+        kept = part.ids if decoder.cached else np.concatenate([part.ids, ids], axis=1)
+        feeds = {decoder.tokens: ids if decoder.cached else kept, **part.cache, **part.beside}
         if decoder.counts:
             feeds[START] = np.array([self.length], np.int64)
         outputs = decoder.session.run(feeds, part.state)
         cache = {name: outputs[_present(name)] for name in part.cache}
         logits = outputs[LOGITS][:, -1].astype(np.float32)
-        return logits, _Part(part.rows, cache, part.state, kept)
+        return logits, dataclasses.replace(part, cache=cache, ids=kept)
 
 
 def _present(name: str) -> str:
