@@ -24,6 +24,7 @@ from .capture import Captured, Method, capture
 from .card import write_card
 from .compress import Request, compress
 from .fallback import keep_more
+from .held_out import held_out_cases, hold_back
 from .judge import Judge
 from .remembered import Cache
 from .stamp import restamp
@@ -71,6 +72,9 @@ def build(
     seconds = {} if seconds is None else seconds
     chosen = [get_target(name) for name in targets]
     calibration = subject.calibration(quantization.calibration) if quantization is not None else []
+    held: list[dict[str, Any]] = []
+    if quantization is not None and quantization.calibration is not None:
+        calibration, held = hold_back(calibration)
     with timed(seconds, "reference"):
         advance = start("Running the reference", 1)
         cases = subject.cases()
@@ -106,18 +110,23 @@ def build(
             postprocess=subject.postprocess,
             generation=subject.generation,
         ).with_identity()
-        work = Work(root, base, {target.name: target for target in chosen}, cases, noise, start, seconds)
+        judged = held_out_cases(subject.reference, held, tokenizer) if held else cases
+        work = Work(root, base, {target.name: target for target in chosen}, judged, noise, start, seconds)
         told: tuple[str, ...] = ()
         trials: list[dict[str, Any]] = []
         if quantization is not None:
-            judge = Judge(work, quantization, options, subject.reference, golden, calibration)
+            judge = Judge(work, quantization, options, subject.reference, golden, calibration, bool(held))
             versions = [importlib.metadata.version(package) for package in ("palmtop", "torch")]
             searched = [quantization.kind, quantization.prefer, quantization.activations]
             model = [subject.info, versions, calibration, searched]
             asked = [base.identity, base.producer, options, quantization.bound, quantization.metric, quantization.data]
+            asked += [held] if held else []
             remembered = Cache.of(model, asked)
             outcome = compress(captures[0], quantization, calibration, judge.execute, start, remembered)
             manifest, reports, told, trials = work.manifest, outcome.attempt.reports, outcome.told, outcome.rows
+            if held:
+                where = quantization.calibration
+                told = (*told, f"Judged on {len(held)} inputs of {where}, which calibration did not see.")
             artifacts = list(manifest.artifacts)
             (root / PLAN_NAME).write_text(outcome.plan.dumps(), encoding="utf-8")
         else:
@@ -142,7 +151,7 @@ def build(
         if quantization is None or not quantization.keep_best:
             _refuse_failures(report, told)
         write_golden(root / GOLDEN_NAME, golden)
-        manifest = dataclasses.replace(manifest, parity=_summary(report, noise, cases))
+        manifest = dataclasses.replace(manifest, parity=_summary(report, noise, judged))
         (root / PARITY_NAME).write_text(canonical_json({**report.to_json(), "noise": _plain(noise)}), encoding="utf-8")
         sizes = {artifact.path: artifact_bytes(root / artifact.path) for artifact in artifacts}
         (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")

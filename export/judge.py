@@ -10,7 +10,7 @@ from pathlib import Path
 from ..quantize.scheme import Plan
 from ..runtime.errors import RequestError
 from ..runtime.evaluation import evaluate, predictor
-from ..runtime.gate import on_golden
+from ..runtime.gate import ON_CALIBRATION, on_golden
 from ..runtime.golden import GoldenCase
 from ..runtime.labelled import Dataset, read_data
 from ..runtime.manifest import Artifact, Manifest
@@ -31,6 +31,7 @@ class Judge:
     """Executes plans and scores the artifacts.
 
     golden: what the finished bundle will be verified on. calibration: inputs for targets that calibrate for themselves.
+    held_out: whether the cases are texts of the user's that calibration did not see.
     """
 
     work: Work
@@ -40,6 +41,7 @@ class Judge:
     reference: Reference
     golden: Sequence[GoldenCase]
     calibration: Sequence[Feeds] = ()
+    held_out: bool = False
     _data: Dataset | None = field(default=None, init=False)
     _score: float | None = field(default=None, init=False)
 
@@ -70,13 +72,15 @@ class Judge:
         if target.calibrate is not None:
             artifact = target.calibrate(captured, artifact, single_rows(self.calibration))
         quantization = {**(artifact.quantization or {}), **self.request.stated(plan)}
+        if self.held_out:
+            quantization["judged_on"] = ON_CALIBRATION
         return dataclasses.replace(artifact, quantization=quantization)
 
     def _artifact(self, report: ArtifactReport) -> Artifact:
         return next(entry for entry in self.work.manifest.artifacts if entry.target == report.target)
 
     def _also_golden(self, report: ArtifactReport) -> ArtifactReport:
-        """A bundle's later checks run on its golden vectors: what fails there has failed here."""
+        """A bundle's later checks run on its golden vectors: what they give is recorded, what fails has failed here."""
         if report.status == "not executed" or (report.status == "failed" and not self.request.keep_best):
             return report
         artifact = self._artifact(report)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from .manifest import Artifact, Manifest
 
+# An artifact's `quantization["judged_on"]` when the cases were texts of the user's, held back from calibration.
+ON_CALIBRATION = "calibration"
 # How many times as far from the reference as at export an artifact may be, on golden vectors and on other inputs:
 # kernels of another machine round sums in another order, and with them now and then an input to the integer beside.
 _ON_GOLDEN, _ELSEWHERE = 2.0, 4.0
@@ -43,16 +45,10 @@ def asked(artifact: Artifact) -> Least:
 
 
 def on_golden(artifact: Artifact) -> Least:
-    """What it was asked to keep on the golden vectors; nothing where the user's own texts are what counts."""
+    """What it was asked to keep on the golden vectors; nothing where it was judged on texts of the user's."""
     least = asked(artifact)
-    if least.asked is None or not judged_on_own(artifact):
-        return least
-    return Least(0.0, 0.0)
-
-
-def judged_on_own(artifact: Artifact) -> bool:
-    """Whether texts of the user's, held back from calibration, were what the artifact was judged on at export."""
-    return (artifact.quantization or {}).get("judged_on") == "calibration"
+    elsewhere = (artifact.quantization or {}).get("judged_on") == ON_CALIBRATION
+    return Least(0.0, 0.0) if elsewhere and least.asked is not None else least
 
 
 def later(manifest: Manifest, artifact: Artifact, golden: bool) -> Least:

@@ -157,7 +157,8 @@ class Artifact:
         if not stated.get("weights"):
             return None
         schemes = ", ".join(f"{count} weights {scheme}" for scheme, count in stated["weights"].items())
-        return f"{schemes}; agreement ({stated['metric']}) of at least {stated['min_agreement']:g}"
+        where = " on texts held back from calibration" if "judged_on" in stated else ""
+        return f"{schemes}; agreement ({stated['metric']}) of at least {stated['min_agreement']:g}{where}"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 from palmtop.export import export_checkpoint, export_module
 from palmtop.export.build import capture_subject
+from palmtop.export.held_out import hold_back
 from palmtop.export.judge import Judge
 from palmtop.export.quantization import Quantizer, observe, single_rows
 from palmtop.export.source import open_source
@@ -567,3 +568,51 @@ def test_calibration_sees_the_same_in_batches_as_one_at_a_time(classifier):
         assert together[name].rows == entry.rows
         torch.testing.assert_close(together[name].largest, entry.largest, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(together[name].hessian, entry.hessian, rtol=1e-3, atol=1e-3)
+
+
+# --- what a model is judged on ---------------------------------------------------------------------------------------
+
+
+def test_every_tenth_input_is_held_back_and_a_few_of_few():
+    feeds = [{"x": np.full((1, 2), number)} for number in range(100)]
+
+    def held(count: int) -> list[int]:
+        kept, back = hold_back(feeds[:count])
+        assert len(kept) + len(back) == count
+        assert not {int(feed["x"][0, 0]) for feed in kept} & {int(feed["x"][0, 0]) for feed in back}
+        return [int(feed["x"][0, 0]) for feed in back]
+
+    assert held(100) == [9, 19, 29, 39, 49, 59, 69, 79, 89, 99]
+    assert held(12) == [2, 5, 8, 11]
+    assert held(11) == []
+
+
+def test_texts_of_the_users_are_what_a_model_is_judged_on(classifier, palmtop, tmp_path):
+    words = ("play", "stop", "jazz", "alarm", "living room", "at seven", "tomorrow")
+    (tmp_path / "texts.txt").write_text(
+        "".join(f"{a} {b} {c}\n" for a in words for b in words for c in words[: 1 + len(a) % 3])
+    )
+    asked = ("--to", "onnx", "--quantize", "int8", "--calibrate", tmp_path / "texts.txt")
+    ran = palmtop("export", classifier, "-o", tmp_path / "b", *asked)
+    assert ran.code == 0
+    assert "inputs of " in ran.err
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert {artifact.quantization["judged_on"] for artifact in manifest.artifacts} == {"calibration"}
+    report = json.loads((tmp_path / "b" / "parity.json").read_text())["artifacts"][0]
+    (output,) = report["outputs"]
+    assert output["worst_case"].startswith("held out")
+    assert output["shapes"] >= 2  # alone and in batches
+    assert output["bound"]["agreement"] == 0.995
+    assert 0.9 < manifest.parity["artifacts"]["onnx"]["golden"]["logits"] < 1
+    assert palmtop("verify", tmp_path / "b").code == 0
+    assert palmtop("verify", tmp_path / "b", "--reference", classifier).code == 0
+
+
+def test_golden_vectors_are_no_part_of_the_bound_where_the_users_texts_are(classifier, tmp_path):
+    """What matters to the user agrees; other texts do not, and that is recorded, not refused."""
+    (tmp_path / "texts.txt").write_text("play some jazz\n" * 40)
+    asked = {"to": ["onnx"], "quantize": "int4", "fallback": False, "calibration": tmp_path / "texts.txt"}
+    result = export_checkpoint(classifier, tmp_path / "b", min_agreement=0.995, **asked)
+    golden = result.manifest.parity["artifacts"]["onnx"]["golden"]["logits"]
+    assert golden < 0.995 <= result.report.artifacts[0].agreed
+    assert verify_bundle(Bundle.open(tmp_path / "b")).passed
