@@ -122,5 +122,5 @@ def valid_reference_rows(output: np.ndarray, spec: TensorSpec, feeds: dict[str, 
     mask = feeds.get("attention_mask")
     if mask is None:
         return [output]
-    per_token = len(spec.dims) > 1 and spec.dims[1].symbol == "sequence" and mask.ndim == 2
+    per_token = len(spec.dims) > 1 and spec.dims[1].symbol == "sequence" and output.shape[:2] == mask.shape
     return [row[mask[index] != 0] if per_token else row for index, row in enumerate(output)]

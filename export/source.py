@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
 from ..runtime.errors import DamagedError, PalmtopError, RequestError, UnsupportedError
 from .card import ModelCard, read_card
 from .inputs import kinds, parameters
 from .sentence import SentenceModules, lower_casing, read_sentence_modules
-from .tasks import Task, get_task, infer_task
+from .tasks import Task, fitting, get_task, infer_task
 from .tokenization.moses import LANGUAGES, rebuilt
 
 if TYPE_CHECKING:
@@ -75,6 +76,14 @@ class Source:
         if len(digests) == 1:
             return digests[0][1]
         return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
+
+    def weight_names(self) -> set[str]:
+        """The names of the tensors in the checkpoint."""
+        names: set[str] = set()
+        for path in self._weight_files():
+            with safe_open(path, framework="numpy") as file:
+                names |= set(file.keys())
+        return names
 
     def _weight_files(self) -> set[Path]:
         """What is loaded, and nothing else that lies in the folder: a training run keeps its checkpoints there."""
@@ -167,7 +176,7 @@ def open_source(
     config = _load_config(folder, name, trust_remote_code)
     embeds = wanted is None or wanted.name == "feature-extraction"
     sentence = read_sentence_modules(folder) if embeds else None
-    chosen = wanted or infer_task(config.architectures, sentence is not None)
+    chosen = fitting(wanted or infer_task(config, sentence is not None), config)
     found = input_kinds(config, chosen)
     tokenizer, slow = None, None
     if "text" in found or chosen.generates:

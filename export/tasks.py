@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 
 from ..runtime.errors import RequestError
 from .detection import detection_settings
 from .sentence import embed
+from .speech import ctc_vocabulary, frame_times, sound_classes
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from .source import Source
 
 
-TEXT = frozenset({"text"})
+TEXT, AUDIO = frozenset({"text"}), frozenset({"audio"})
 IMAGE = frozenset({"image"})
 
 
@@ -34,6 +38,7 @@ class Task:
     postprocess: gives the manifest's field of that name. rank: of `input_ids`.
     per_token: outputs whose second axis follows the tokens. kinds: of input that it takes (`inputs.KINDS`).
     generates: whether it gives text, a token at a time.
+    otherwise: the same task as models of another make do it (speech recognition by CTC, or by a decoder).
     """
 
     name: str
@@ -45,6 +50,7 @@ class Task:
     per_token: tuple[str, ...] = ()
     kinds: frozenset[str] = TEXT
     generates: bool = False
+    otherwise: Task | None = None
 
 
 def output_names(source: Source, model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
@@ -108,12 +114,22 @@ def _classification(source: Source) -> dict[str, Any]:
 
 def _embedding(source: Source) -> dict[str, Any]:
     if source.sentence is None:
-        return {"output": "last_hidden_state", "pooling": None, "normalize": False}
+        states = {"output": "last_hidden_state", "pooling": None, "normalize": False}
+        return {**states, **(frame_times(source.config) if source.feature_extractor is not None else {})}
     return {
         "output": "sentence_embedding",
         "pooling": source.sentence.pooling,
         "normalize": source.sentence.normalize,
     }
+
+
+def _against_labels(source: Source) -> str:
+    """Trained with a bias of its logits (SigLIP, arXiv:2303.15343), each pair of picture and text is a yes or no."""
+    return "sigmoid" if "logit_bias" in source.weight_names() else "softmax"
+
+
+def _generating(name: str, auto_class: str, heads: tuple[str, ...], kinds: frozenset[str]) -> Task:
+    return Task(name, auto_class, heads, ("logits",), lambda source: {}, kinds=kinds, generates=True)
 
 
 TASKS = {
@@ -221,9 +237,47 @@ TASKS = {
             "AutoModelForZeroShotImageClassification",
             (),
             ("logits_per_image",),
-            lambda source: {"template": "This is a photo of {}."},
+            lambda source: {"activation": _against_labels(source), "template": "This is a photo of {}."},
             kinds=frozenset({"image", "text"}),
         ),
+        Task(
+            "audio-classification",
+            "AutoModelForAudioClassification",
+            ("ForAudioClassification",),
+            ("logits",),
+            lambda source: sound_classes(source.config),
+            kinds=AUDIO,
+        ),
+        Task(
+            "audio-frame-classification",
+            "AutoModelForAudioFrameClassification",
+            ("ForAudioFrameClassification",),
+            ("logits",),
+            lambda source: {**sound_classes(source.config), "activation": "sigmoid", **frame_times(source.config)},
+            kinds=AUDIO,
+        ),
+        Task(
+            "audio-xvector",
+            "AutoModelForAudioXVector",
+            ("ForXVector",),
+            ("logits", "embeddings"),
+            lambda source: {"output": "embeddings"},
+            kinds=AUDIO,
+        ),
+        Task(
+            "automatic-speech-recognition",
+            "AutoModelForCTC",
+            ("ForCTC",),
+            ("logits",),
+            lambda source: {**frame_times(source.config), **ctc_vocabulary(source)},
+            kinds=AUDIO,
+            otherwise=_generating(
+                "automatic-speech-recognition", "AutoModelForSpeechSeq2Seq", ("ForSpeechSeq2Seq",), AUDIO
+            ),
+        ),
+        _generating("text-generation", "AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel"), TEXT),
+        _generating("text2text-generation", "AutoModelForSeq2SeqLM", ("ForConditionalGeneration", "MTModel"), TEXT),
+        _generating("image-to-text", "AutoModelForImageTextToText", ("VisionEncoderDecoderModel",), IMAGE),
     )
 }
 
@@ -233,6 +287,8 @@ ALIASES = {
     "ner": "token-classification",
     "masked-lm": "fill-mask",
     "sentence-similarity": "feature-extraction",
+    "summarization": "text2text-generation",
+    "translation": "text2text-generation",
     "image-feature-extraction": "feature-extraction",
     "semantic-segmentation": "image-segmentation",
     "masked-image-modeling": "masked-im",
@@ -247,20 +303,51 @@ def get_task(name: str) -> Task:
     return task
 
 
-def infer_task(architectures: list[str] | None, sentence: bool) -> Task:
-    """The task that a checkpoint was saved for, from its class name.
+def infer_task(config: PretrainedConfig, sentence: bool) -> Task:
+    """The task that a checkpoint was saved for, from its class: as transformers has it, else by the name's end.
 
     Raises:
         RequestError: the class says no task that palmtop exports; `--task` can.
     """
     if sentence:
         return TASKS["feature-extraction"]
-    names = architectures or []
+    names = config.architectures or []
     for name in names:
-        for task in TASKS.values():
-            if any(name.endswith(head) and (head != "Model" or "For" not in name) for head in task.heads):
-                return task
+        ended = [task for task in TASKS.values() if any(_ends(name, head) for head in task.heads)]
+        # A `ForSequenceClassification` of a model of sounds classifies sounds.
+        found = next((task for task in TASKS.values() if _saved_for(name, task, config)), None) or (ended or [None])[0]
+        if found is not None:
+            return found
     said = f"its config names {', '.join(names)}" if names else "its config names no architecture"
     raise RequestError(
         f"Cannot tell the task of this checkpoint: {said}. Name it with --task. Known tasks: {', '.join(TASKS)}."
     )
+
+
+def fitting(task: Task, config: PretrainedConfig) -> Task:
+    """The task as models of this checkpoint's make do it: of two makes the one that the checkpoint was saved as."""
+    other = task.otherwise
+    if other is None:
+        return task
+    saved = set(config.architectures or [])
+    if saved & _classes(task, config):
+        return task
+    return other if saved & _classes(other, config) or not _classes(task, config) else task
+
+
+def _ends(name: str, head: str) -> bool:
+    return name.endswith(head) and (head != "Model" or "For" not in name)
+
+
+def _saved_for(name: str, task: Task, config: PretrainedConfig) -> bool:
+    return name in _classes(task, config) or (task.otherwise is not None and name in _classes(task.otherwise, config))
+
+
+def _classes(task: Task, config: PretrainedConfig) -> set[str]:
+    """The names of transformers' classes for a task and a kind of checkpoint."""
+    mapping = getattr(getattr(transformers, task.auto_class), "_model_mapping", {})
+    try:
+        found = mapping[type(config)]
+    except KeyError:
+        return set()
+    return {cls.__name__ for cls in (found if isinstance(found, (tuple, list)) else (found,))}

@@ -348,7 +348,10 @@ def recorded_noise(bundle: Bundle) -> dict[str, Noise]:
 def fit_feeds(
     feeds: dict[str, np.ndarray], artifact: Artifact, tokenizer: TokenizerSpec | None
 ) -> dict[str, np.ndarray] | None:
-    """Feeds padded to the next size the artifact takes, on the tokenizer's side; None when they are too long for it."""
+    """Feeds padded to the next size the artifact takes, on the tokenizer's side.
+
+    None when they are too long for it, or are pictures or sounds of another size: padding is heard and seen.
+    """
     pads = tokenizer.input_pad if tokenizer is not None else {}
     left = tokenizer is not None and tokenizer.padding_side == "left"
     fitted = {}
@@ -362,6 +365,8 @@ def fit_feeds(
             extra = wanted - size
             widths.append((extra, 0) if left and extra and axis else (0, extra))
         if any(width != (0, 0) for width in widths):
+            if array.dtype.kind == "f" and any(width != (0, 0) for width in widths[1:]):
+                return None
             array = np.pad(array, [(0, 0), *widths[1:]], constant_values=pads.get(spec.name, 0))
             array = np.pad(array, [widths[0], *[(0, 0)] * (array.ndim - 1)], mode="edge")  # whole rows repeat
         fitted[spec.name] = array
@@ -381,6 +386,7 @@ def valid_rows(output: np.ndarray, artifact: Artifact, name: str, feeds: dict[st
         return [output]
     spec = artifact.output(name)
     per_token = spec is not None and len(spec.dims) > 1 and spec.dims[1].symbol == "sequence" and mask.ndim == 2
+    per_token = per_token and output.shape[:2] == mask.shape  # not frames of a sound, which are fewer than its samples
     return [row[mask[index] != 0] if per_token else row for index, row in enumerate(output)]
 
 

@@ -57,6 +57,11 @@ def tone(seconds: float, rate: int, hertz: float, level: float = 0.5) -> Sound:
     return Sound((level * fade * np.sin(2 * np.pi * hertz * time)).astype(np.float32), rate)
 
 
+def pause(sound: Sound, seconds: float) -> Sound:
+    """The sound, and so long nothing at all."""
+    return Sound(np.concatenate([sound.samples, np.zeros(round(seconds * sound.rate), np.float32)]), sound.rate)
+
+
 def probes(rate: int, longest: float) -> list[tuple[str, Sound]]:
     """Named sounds at `rate` Hz of at most `longest` seconds: what a feature extractor is proven on."""
     made = [
@@ -65,7 +70,7 @@ def probes(rate: int, longest: float) -> list[tuple[str, Sound]]:
         ("loud-speech", speech(3.7, rate, 3, level=0.99)),
         ("noise", noise(0.9, rate, 4)),
         ("tone", tone(1.6, rate, 440.0)),
-        ("pause", Sound(np.concatenate([speech(0.6, rate, 5).samples, np.zeros(rate // 2, np.float32)]), rate)),
+        ("pause", pause(speech(0.6, rate, 5), 0.5)),
     ]
     most = max(int(longest * rate), 1)
     return [(name, Sound(sound.samples[:most], rate)) for name, sound in made]

@@ -89,10 +89,15 @@ def _samples(data: bytes, kind: int, channels: int, width: int, name: str) -> np
 
 def write_wav(path: str | Path, samples: np.ndarray, rate: int) -> None:
     """Write float samples in [-1, 1] of shape (samples,) or (channels, samples) as 16-bit PCM."""
+    Path(path).write_bytes(format_wav(samples, rate))
+
+
+def format_wav(samples: np.ndarray, rate: int) -> bytes:
+    """What `write_wav` writes."""
     rows = np.atleast_2d(samples)
     whole = np.clip(np.rint(rows * 32768.0), -32768, 32767).astype("<i2")
     data = np.ascontiguousarray(whole.T).tobytes()
     channels = len(rows)
     layout = struct.pack("<HHIIHH", _PCM, channels, rate, rate * channels * 2, channels * 2, 16)
     content = b"WAVE" + b"fmt " + struct.pack("<I", len(layout)) + layout + b"data" + struct.pack("<I", len(data))
-    Path(path).write_bytes(b"RIFF" + struct.pack("<I", len(content) + len(data)) + content + data)
+    return b"RIFF" + struct.pack("<I", len(content) + len(data)) + content + data
