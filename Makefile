@@ -10,7 +10,7 @@ WEB := sample_apps/web
 WEB_BUILT := $(if $(shell command -v npm 2>/dev/null),$(WEB)/build/.built)
 SENTENCE ?= réveille-moi à sept heures
 
-.PHONY: demo test web web-build check format conformance bench fuzz install clean help
+.PHONY: coverage demo test web web-build check format conformance bench fuzz install clean help
 
 help:
 	@echo "make demo         export the sample checkpoint to all formats, verify it, run a sentence through each"
@@ -18,6 +18,7 @@ help:
 	@echo "make web          the sample app for browsers, built with the sample bundle and served on this machine"
 	@echo "make check        ruff and mypy"
 	@echo "make conformance  coremltools' own operator tests, executed by palmtop's interpreter"
+	@echo "make coverage     which architectures and tasks export and verify, in each format (hours; goes on where it was)"
 	@echo "make fuzz         rebuilt tokenizers against those of transformers, on 100,000 texts each"
 	@echo "make bench        speed, size and agreement beside what others make of the same checkpoints"
 
@@ -72,6 +73,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/graphs.py
 	$(BIN)/python benchmarks/mil_speed.py
 	$(BIN)/python benchmarks/quantization.py
+
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.coverage.run $(COVERAGE)
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.moses 100000

@@ -1,0 +1,104 @@
+"""The coverage table: docs/coverage.md for people and docs/coverage.json for programs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .case import TARGETS
+
+_TITLES = {"onnx": "ONNX", "coreml": "Core ML", "executorch": "ExecuTorch"}
+_HEAD = """# Coverage
+
+`make coverage` makes this page. For each pair of architecture and task it builds a tiny checkpoint from the
+configuration class (every size made small, random weights that give lively outputs), exports it with
+`palmtop export`, executes each artifact on this machine (Core ML by palmtop's interpreter) and compares it with
+the unpatched eager model on inputs other than the traced one. A tick means that all of that held. Misses are listed
+with what the user is told.
+"""
+
+
+def counts(results: Sequence[dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Of each target: how many pairs are verified, and how many were run."""
+    return {
+        target: (
+            sum(_status(result, target) == "verified" for result in results),
+            sum(target in result["targets"] for result in results),
+        )
+        for target in TARGETS
+    }
+
+
+def write_report(results: Sequence[dict[str, Any]], total: int, folder: Path) -> None:
+    """Write both files; `total`: how many pairs there are, run or not."""
+    folder.mkdir(exist_ok=True)
+    (folder / "coverage.md").write_text(_page(results, total), encoding="utf-8")
+    plain = [
+        {
+            "model_type": result["model_type"],
+            "task": result["task"],
+            "model": result.get("model"),
+            "targets": {
+                target: {key: entry[key] for key in ("status", "exit_code", "reason", "max_error") if key in entry}
+                for target, entry in result["targets"].items()
+            },
+        }
+        for result in results
+    ]
+    verified = {target: done for target, (done, _) in counts(results).items()}
+    document = {"pairs": total, "verified": verified, "results": plain}
+    (folder / "coverage.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def short_reason(entry: dict[str, Any]) -> str:
+    """What went wrong, in a line that groups misses of one cause."""
+    lines = [line.strip() for line in entry.get("reason", "").splitlines() if line.strip()]
+    if not lines:
+        return entry["status"]
+    head = lines[0]
+    if len(lines) > 1 and (head.endswith(":") or "no bundle was written" in head):
+        head = f"{head} {lines[1]}"
+    head = re.sub(r"`?[0-9.]+e[-+][0-9]+`?|\b\d+\.\d+\b", "#", head)
+    return head.replace("|", "\\|")[:260]
+
+
+def _status(result: dict[str, Any], target: str) -> str:
+    return result["targets"].get(target, {}).get("status", "not run")
+
+
+def _page(results: Sequence[dict[str, Any]], total: int) -> str:
+    lines = [_HEAD, "| | " + " | ".join(_TITLES[t] for t in TARGETS) + " |", "| --- |" + " ---: |" * len(TARGETS)]
+    shares = [f"**{done} of {total} ({done / max(total, 1):.1%})**" for done, _ in counts(results).values()]
+    lines.append("| all pairs | " + " | ".join(shares) + " |")
+    by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        by_task[result["task"]].append(result)
+    for task, entries in sorted(by_task.items()):
+        cells = [f"{done} of {len(entries)}" for done, _ in counts(entries).values()]
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    lines += ["", "## Misses", ""]
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for result in results:
+        for target in TARGETS:
+            entry = result["targets"].get(target)
+            if entry is not None and entry["status"] != "verified":
+                cause = f"{entry['status']}: {short_reason(entry)}"
+                groups[target, cause].append(f"{result['model_type']} ({result['task']})")
+    if not groups:
+        lines.append("None.")
+    for target in TARGETS:
+        found = [(cause, pairs) for (other, cause), pairs in groups.items() if other == target]
+        if found:
+            lines += [f"### {_TITLES[target]}", ""]
+            lines += [f"- {', '.join(pairs)}: {cause}" for cause, pairs in sorted(found, key=lambda e: -len(e[1]))]
+            lines.append("")
+    lines += ["## Every pair", "", "| architecture | task | " + " | ".join(_TITLES[t] for t in TARGETS) + " |"]
+    lines.append("| --- | --- |" + " --- |" * len(TARGETS))
+    for result in results:
+        cells = ["✓" if _status(result, t) == "verified" else _status(result, t) for t in TARGETS]
+        lines.append(f"| {result['model_type']} | {result['task']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
