@@ -60,13 +60,13 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     program = functionalize(program)
     for run in (drop_identities, simplify_masks, finite_masks, drop_dead_code, prune):
         run(program)
-    _rename_outputs(program)
+    rename_outputs(program)
     program.graph.lint()
     program.graph_module.recompile()
     return program
 
 
-def _rename_outputs(program: ExportedProgram) -> None:
+def rename_outputs(program: ExportedProgram) -> None:
     """The signature knows outputs by node name; a pass may have put another node in an output's place."""
     specs = program.graph_signature.output_specs
     for spec, node in zip(specs, program.graph.output_node().args[0], strict=True):

@@ -108,8 +108,9 @@ class ShiftingLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append, and drop as many at the beginning."""
-        self.keys = torch.cat([self.keys[:, :, self.new :], key_states], dim=-2)
-        self.values = torch.cat([self.values[:, :, self.new :], value_states], dim=-2)
+        context = self.keys.shape[-2]  # counted from the end: so every format knows the size that is left
+        self.keys = torch.cat([self.keys, key_states], dim=-2)[:, :, -context:]
+        self.values = torch.cat([self.values, value_states], dim=-2)[:, :, -context:]
         return self.keys, self.values
 
     def get_seq_length(self) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.utils import _pytree as pytree
 
 from ...runtime.manifest import StateSpec, TensorSpec
@@ -63,7 +63,9 @@ def _with_buffers(program: ExportedProgram, captured: Captured) -> ExportedProgr
     state = dict(program.state_dict)
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     first_input = next(
-        placeholders[spec.arg.name] for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT
+        placeholders[spec.arg.name]
+        for spec in signature.input_specs
+        if spec.kind == InputKind.USER_INPUT and spec.arg.name not in written
     )
 
     kept, buffers = [], []
@@ -72,10 +74,12 @@ def _with_buffers(program: ExportedProgram, captured: Captured) -> ExportedProgr
             kept.append(spec)
             continue
         name = spec.arg.name
-        buffers.append(dataclasses.replace(spec, kind=InputKind.BUFFER, target=name, persistent=True))
+        node = placeholders[name]
+        node.name = node.target = f"b_{name}"  # as torch.export has it: what a buffer is called is not its value's name
+        argument = dataclasses.replace(spec.arg, name=node.name)
+        buffers.append(InputSpec(InputKind.BUFFER, argument, name, persistent=True))
         state[name] = torch.zeros_like(captured.example[name])
-        if placeholders[name] is not first_input:
-            first_input.prepend(placeholders[name])
+        first_input.prepend(node)
     inputs = [spec for spec in kept if spec.kind != InputKind.USER_INPUT]
     inputs += [*buffers, *(spec for spec in kept if spec.kind == InputKind.USER_INPUT)]
 

@@ -26,6 +26,7 @@ import torch
 from ...runtime.errors import PalmtopError, RequestError
 from ...runtime.manifest import Artifact, Dim, TensorSpec
 from ..capture import Captured
+from ..generation.states import can_keep, state_specs, without_caches
 from ..modules import module_path
 from . import Options, Target, UnsupportedOperation, file_stem
 from .coreml_compat import compatible, convertible
@@ -56,13 +57,16 @@ def plan(captured: Captured, options: Options) -> Artifact:
     """
     _check_names(captured)
     _check_kept(captured, options.keep_fp32)
-    planned = {symbol: _planned(dim, options) for symbol, dim in captured.symbols.items()}
+    planned = {symbol: _planned(dim, captured, options) for symbol, dim in captured.symbols.items()}
     narrowed = captured.specialize(planned)  # as `lower` will have it: narrowing one axis can narrow another
     for symbol, dim in narrowed.symbols.items():
         if dim.values is not None and dim.values != planned[symbol].values:
             raise RequestError(f"--lengths: with one row at a time the model takes only {dim}.")
-    inputs = tuple(map(_signature, narrowed.inputs))
-    ios = _oldest_ios(narrowed, inputs)
+    # States are fp16, whatever is computed: what computes in fp32 takes its cache and gives it back.
+    keeps = options.precision == "fp16" and can_keep(narrowed)
+    given, results = without_caches(narrowed) if keeps else (narrowed.inputs, narrowed.outputs)
+    inputs = tuple(map(_signature, given))
+    ios = "18" if keeps else _oldest_ios(narrowed, inputs)
     quantization: dict = {"keep_fp32": sorted(options.keep_fp32)} if options.keep_fp32 else {}
     if narrowed.quantized:
         quantization["compute"] = "fp16"
@@ -72,7 +76,8 @@ def plan(captured: Captured, options: Options) -> Artifact:
         precision=options.precision,
         quantization=quantization or None,
         inputs=inputs,
-        outputs=tuple(map(_signature, narrowed.outputs)),
+        outputs=tuple(map(_signature, results)),
+        states=state_specs(narrowed, "float16") if keeps else (),
         minimum_os={"ios": f"{ios}.0", "macos": _MACOS[ios]},
         methods={captured.method: "main"},
     )
@@ -126,7 +131,7 @@ def lower(
         )
 
 
-def _planned(dim: Dim, options: Options) -> Dim:
+def _planned(dim: Dim, captured: Captured, options: Options) -> Dim:
     if dim.symbol == "batch":
         return Dim(size=1)
     largest = dim.largest or max(_LONGEST, dim.min or 0)
@@ -135,7 +140,8 @@ def _planned(dim: Dim, options: Options) -> Dim:
         if not dim.admits(length):
             raise RequestError(f"--lengths {length}: the model takes {dim}. Give lengths that it takes.")
     if not options.dynamic:
-        return Dim(size=lengths[-1] if lengths else largest)
+        longest = 1 if captured.caches else largest  # what keeps a cache takes one token after the other
+        return Dim(size=lengths[-1] if lengths else longest)
     if lengths:
         return Dim(size=lengths[0]) if len(lengths) == 1 else Dim(symbol=dim.symbol, values=lengths)
     if dim.values is not None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from . import coreml_cache
 from .coreml_graph import output_copy
 
 
@@ -48,6 +49,7 @@ def workaround(affected: str, symptom: str) -> Callable[[Callable[[ExitStack], N
 def compatible(without: tuple[str, ...] = ()) -> Iterator[None]:
     """coremltools with every workaround applied but those named in `without`, quiet, and as it was afterwards."""
     with quiet(), ExitStack() as stack:
+        coreml_cache.register(stack, registered)
         for entry in WORKAROUNDS.values():
             if entry.name not in without:
                 entry.apply(stack)

@@ -6,6 +6,7 @@ Only what coremltools cannot take is decomposed: taking everything apart (`run_d
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 
@@ -17,7 +18,9 @@ from torch.fx import Graph, Node
 
 from ...runtime.manifest import Artifact, Dim
 from ..capture import Captured
+from ..generation.states import into_states
 from ..modules import module_path
+from ..normalize import insert, rename_outputs
 
 aten = torch.ops.aten
 
@@ -30,13 +33,16 @@ Convertible = Callable[[object], bool]
 
 
 def specialize(captured: Captured, artifact: Artifact) -> Captured:
-    """The captured program with its axes narrowed to those of the artifact."""
+    """The captured program with its axes narrowed to those of the artifact, and its cache in the artifact's states."""
+    planned = {spec.name: spec for spec in artifact.inputs}
     narrowed: dict[str, Dim] = {}
-    for captured_spec, spec in zip(captured.inputs, artifact.inputs, strict=True):
-        for captured_dim, dim in zip(captured_spec.dims, spec.dims, strict=True):
-            if captured_dim.symbol is not None:
-                narrowed[captured_dim.symbol] = dim
-    return captured.specialize(narrowed)
+    for captured_spec in captured.inputs:
+        if captured_spec.name in planned:
+            for captured_dim, dim in zip(captured_spec.dims, planned[captured_spec.name].dims, strict=True):
+                if captured_dim.symbol is not None:
+                    narrowed[captured_dim.symbol] = dim
+    specialized = captured.specialize(narrowed)
+    return into_states(specialized) if artifact.states else specialized
 
 
 def lowered_graph(program: ExportedProgram, convertible: Convertible) -> ExportedProgram:
@@ -49,6 +55,7 @@ def lowered_graph(program: ExportedProgram, convertible: Convertible) -> Exporte
         table = {op: rule for op, rule in torch.export.default_decompositions().items() if not convertible(op)}
         prepared = program.run_decompositions(table)
         respell(prepared.graph)
+    say_sizes(prepared)
     separate_outputs(prepared)
     static_shapes(prepared.graph)
     spell_out_defaults(prepared.graph)
@@ -73,6 +80,8 @@ def respell(graph: Graph) -> None:
         elif node.target is aten.new_ones.default:
             kwargs = {"dtype": node.meta["val"].dtype}
             node.target, node.args, node.kwargs = aten.full.default, (node.args[1], 1), kwargs
+        elif node.target is aten.scatter.value:
+            _scatter_of_tensor(node)
         elif node.target is aten.chunk.default:
             source, pieces, axis = (*node.args, 0)[:3]
             size = source.meta["val"].shape[axis]
@@ -80,9 +89,37 @@ def respell(graph: Graph) -> None:
                 node.target, node.args = aten.split.Tensor, (source, -(-size // pieces), axis)
 
 
+def _scatter_of_tensor(node: Node) -> None:
+    """One number scattered becomes a tensor of it, which coremltools cannot make where the size is not known."""
+    source, axis, index, number = node.args
+    dtype = node.meta["val"].dtype
+    of_zeros = insert(node.graph, node, aten.to.dtype, (insert(node.graph, node, aten.mul.Tensor, (index, 0)), dtype))
+    node.target, node.args = (
+        aten.scatter.src,
+        (source, axis, index, insert(node.graph, node, aten.add.Tensor, (of_zeros, number))),
+    )
+
+
 def output_copy(value: torch.Tensor) -> torch.Tensor:
     """An output's own copy of a value: an operation that only coreml_compat.py translates."""
     return value.clone()
+
+
+def say_sizes(program: ExportedProgram) -> None:
+    """What is left of an unknown size may be of a known one (the end of a cache); coremltools has to be told."""
+    for node in _calls(program.graph):
+        if node.target is not aten.slice.Tensor or not _of_known_size(node) or _of_known_size(node.args[0]):
+            continue
+        readers = list(node.users)
+        said = insert(program.graph, node.next, aten.reshape.default, (node, list(node.meta["val"].shape)))
+        for reader in readers:
+            reader.replace_input_with(node, said)
+    program._graph_signature = copy.deepcopy(program.graph_signature)  # which the captured program may share
+    rename_outputs(program)
+
+
+def _of_known_size(node: Node) -> bool:
+    return all(isinstance(size, int) for size in node.meta["val"].shape)
 
 
 def separate_outputs(program: ExportedProgram) -> None:

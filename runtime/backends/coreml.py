@@ -11,6 +11,7 @@ import json
 import platform
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,12 +38,15 @@ class InterpretedRunner:
 
         if threads is not None:
             limit_blas(threads)  # the interpreter computes with numpy
-        self.program = Program.load(path, function=artifact.methods.get("forward"))
+        self.program = Program.load(path, function=artifact.methods[artifact.method])
         self.identity = self.program.metadata.get(IDENTITY_KEY)
         self._outputs = _declared_outputs(artifact, set(self.program.outputs), path)
 
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = self.program.predict(feeds)
+    def new_state(self) -> Any:
+        return self.program.new_state()
+
+    def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
+        results = self.program.predict(feeds, state=state)
         return {name: results[name] for name in self._outputs}
 
 
@@ -62,8 +66,11 @@ class NativeRunner:
             artifact, {output.name for output in self._model.get_spec().description.output}, path
         )
 
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = self._model.predict(feeds)
+    def new_state(self) -> Any:
+        return self._model.make_state()
+
+    def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
+        results = self._model.predict(feeds) if state is None else self._model.predict(feeds, state=state)
         return {name: results[name] for name in self._outputs}
 
 
@@ -116,7 +123,7 @@ def diagnose(path: Path, artifact: Artifact, feeds: dict[str, np.ndarray], bound
     from ..mil import Program
     from ..mil.divergence import FP16_LARGEST, divergence
 
-    program = Program.load(path, function=artifact.methods.get("forward"))
+    program = Program.load(path, function=artifact.methods[artifact.method])
     found = divergence(program, feeds, module_of_operations(path), bound)
     first = found.first
     if first is None:
@@ -136,7 +143,7 @@ def rounding(path: Path, artifact: Artifact, feeds: dict[str, np.ndarray], bound
     from ..mil import Program
     from ..mil.divergence import divergence
 
-    program = Program.load(path, function=artifact.methods.get("forward"))
+    program = Program.load(path, function=artifact.methods[artifact.method])
     found = divergence(program, feeds, module_of_operations(path), bound)
     last = {operation.module: operation for operation in found.operations if operation.module}
     layers: dict[str, Layer] = {}
@@ -159,7 +166,7 @@ def trace(path: Path, artifact: Artifact, feeds: dict[str, np.ndarray], visit: V
         if isinstance(value, np.ndarray) and value.dtype.kind == "f":
             visit(Traced(name, kind, modules.get(name), value))
 
-    Program.load(path, function=artifact.methods.get("forward")).predict(feeds, observer=observe)
+    Program.load(path, function=artifact.methods[artifact.method]).predict(feeds, observer=observe)
 
 
 BACKEND = Backend(

@@ -37,7 +37,7 @@ class ExecutorchRunner:
         self.identity = identity if isinstance(identity, str) else None
         self._inputs = [spec.name for spec in artifact.inputs]
         self._outputs = [spec.name for spec in artifact.outputs]
-        entry = artifact.methods["forward"]
+        entry = artifact.methods[artifact.method]
         said: list[str] = []
         try:
             with _native_messages(said):
