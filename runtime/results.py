@@ -97,6 +97,13 @@ class Choice(Result):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class Generated(Result):
+    """What a model wrote; of a chat the chat with the model's message at its end."""
+
+    generated_text: str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Chunk(Result):
     """A part of a transcript and when it is said: `timestamp` is (start, end) in seconds, the end maybe unknown."""
 

@@ -62,15 +62,22 @@ class Encoded:
 
 
 class Tokenizer:
-    """A tokenizer of a bundle. Calls may come from several threads."""
+    """A tokenizer of a bundle. Calls may come from several threads. `folder` is where it was read from, if it was."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, spec: TokenizerSpec, clean_up: bool = False):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        spec: TokenizerSpec,
+        clean_up: bool = False,
+        folder: Path | None = None,
+    ):
         unknown = [name for name in spec.inputs if name not in _INPUTS]
         if unknown:
             raise DamagedError(
                 f"The bundle's tokenizer makes {', '.join(unknown)}, which this palmtop does not know. Upgrade palmtop."
             )
         self.spec = spec
+        self.folder = folder
         self._backend = backend
         self._clean_up = clean_up
         self._lock = threading.Lock()  # truncation is a setting of the backend, not an argument of a call
@@ -93,7 +100,7 @@ class Tokenizer:
                 settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise DamagedError(f"{folder / 'tokenizer_config.json'} is not valid JSON: {error}.") from error
-        return cls(backend, spec, clean_up=bool(settings.get("clean_up_tokenization_spaces")))
+        return cls(backend, spec, clean_up=bool(settings.get("clean_up_tokenization_spaces")), folder=folder)
 
     def encode(
         self,

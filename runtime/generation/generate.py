@@ -22,7 +22,8 @@ class Job:
 
     `start` begins a conversation; `prompt` are the ids to go on from, at least one; `context` is how many tokens the
     model holds; `encoder_ids`, (1, S), what the encoder of an encoder-decoder read; `extra` are processors of the
-    caller's own; `cancel` stops before the next token: an event, or a function that is asked.
+    caller's own; `cancel` stops before the next token: an event, or a function that is asked; `watch` makes, for each
+    sequence that is not a beam, a function of its tokens one by one that says when it is done.
     """
 
     start: Callable[[], Beams]
@@ -32,15 +33,17 @@ class Job:
     encoder_ids: np.ndarray | None = None
     extra: tuple[Processor, ...] = ()
     cancel: Cancel = None
+    watch: Callable[[], Callable[[int], bool]] | None = None
 
     @property
     def longest(self) -> int:
         """How many tokens there may be at the end. Raises RequestError when the prompt leaves no room at all."""
         if not self.prompt:
             raise RequestError("There is nothing to go on from: the prompt has no tokens, and the model no first one.")
-        if self.context is not None and len(self.prompt) > self.context:
+        if self.context is not None and len(self.prompt) >= self.context:
             raise RequestError(
-                f"The prompt has {len(self.prompt)} tokens, and the model's context is {self.context}. Shorten it."
+                f"The prompt has {len(self.prompt)} tokens and the model's context is {self.context}, which leaves no "
+                "room for an answer. Shorten it."
             )
         return self.settings.longest(len(self.prompt), self.context)
 
@@ -69,6 +72,7 @@ def tokens(job: Job, random: np.random.Generator | None = None) -> Iterator[int]
     ids = np.zeros((1, max(longest, first)), np.int64)
     ids[0, :first] = job.prompt
     conversation = job.start()
+    done = job.watch() if job.watch is not None else lambda token: False
     while length < longest and not job.cancelled():
         logits = conversation.feed(ids[:, :first] if length == first else ids[:, length - 1 : length])
         scores = process(steps, ids[:, :length], logits)
@@ -76,7 +80,7 @@ def tokens(job: Job, random: np.random.Generator | None = None) -> Iterator[int]
         ids[0, length] = token
         length += 1
         yield token
-        if token in job.settings.eos_token_id:
+        if token in job.settings.eos_token_id or done(token):
             return
 
 

@@ -1,7 +1,6 @@
 """Text as it is made: pieces that never end inside a character, and never hold a stop string.
 
-Joined, the pieces are what decoding all ids at once gives. (Where bytes that make no character follow bytes that do,
-that decoding takes the character back; what has been given to somebody cannot be taken back.)
+Joined, the pieces are what decoding all ids at once gives.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from ..tokenizer import Tokenizer
 
 # What decoders put for bytes that are no character, or not yet.
 _BROKEN = "�"
-# A character has at most four bytes: as many tokens that end in none are none.
-_LONGEST_CHARACTER = 4
 # Cleaning up ("do n't" -> "don't") takes a space back that is at most this far from the end.
 _CLEANED = 8
 # Tokens that are kept to decode the next one with; more cost time and change nothing.
@@ -32,22 +29,21 @@ class Detokenizer:
         self._held_back = _CLEANED if tokenizer.cleans_up else 0
         self._window: list[int] = []
         self._sent = 0  # characters of the window's text that have been given
-        self._broken = 0  # tokens since the text last ended in a whole character
-        self._tokens_are_bytes = tokenizer.token_id("<0x0A>") is not None
+        self._broken = False  # whether the text ends inside a character
+        named = (tokenizer.token_id(f"<0x{byte:02X}>") for byte in range(256))
+        self._bytes = frozenset(token for token in named if token is not None)
 
     def push(self, token: int) -> str:
         """What is certain after one more token; often nothing."""
         if token in self._skipped:
             return ""
         self._window.append(token)
+        if token in self._bytes:  # a run of them is text or marks as a whole, and only its end tells which
+            return ""
         text = self._tokenizer.decode(self._window)
-        self._broken = self._broken + 1 if text.endswith(_BROKEN) else 0
-        sure = text
-        if self._broken and not self._tokens_are_bytes:
-            sure = text[:-1]  # the beginning of a character is one mark, however many of its bytes are there
-        elif 0 < self._broken < _LONGEST_CHARACTER:
-            sure = text.rstrip(_BROKEN)  # here each byte is one
-        return self._give(text, sure[: max(len(sure) - self._held_back, 0)])
+        self._broken = text.endswith(_BROKEN)
+        # The beginning of a character is one mark, however many of its bytes are there.
+        return self._give(text, text[: max(len(text) - max(self._held_back, self._broken), 0)])
 
     def finish(self) -> str:
         """What was held back."""

@@ -23,7 +23,9 @@ from .object_detection import ObjectDetection
 from .question_answering import QuestionAnswering
 from .sentence_similarity import SentenceSimilarity
 from .sounds import SoundFeatures
+from .text2text_generation import Text2TextGeneration
 from .text_classification import TextClassification
+from .text_generation import TextGeneration
 from .token_classification import TokenClassification
 from .zero_shot_image_classification import ZeroShotImageClassification
 
@@ -38,6 +40,8 @@ PIPELINES: dict[str, type[Pipeline]] = {
         FeatureExtraction,
         SentenceSimilarity,
         MultipleChoice,
+        TextGeneration,
+        Text2TextGeneration,
         ImageClassification,
         ObjectDetection,
         ImageSegmentation,

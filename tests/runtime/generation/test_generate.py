@@ -63,11 +63,9 @@ def test_the_end_token_ends_it_and_is_given():
 def test_it_ends_at_the_context():
     asked, _ = job(context=10, eos_token_id=None)
     assert len(list(tokens(asked))) == 7
-    full, _ = job(context=3)
-    assert list(tokens(full)) == []
 
 
-@pytest.mark.parametrize("prompt", [(), (1,) * 65])
+@pytest.mark.parametrize("prompt", [(), (1,) * 64])
 def test_a_prompt_that_is_empty_or_too_long_is_refused(prompt):
     with pytest.raises(RequestError):
         list(tokens(job(prompt=prompt)[0]))

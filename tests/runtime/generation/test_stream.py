@@ -47,10 +47,8 @@ def test_pieces_make_up_the_text(kind, clean_up):
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_in_any_order_make_up_the_text(kind):
     reader, choose = tokenizer(kind), random.Random(1)
-    falls_back = reader.token_id("<0x0A>") is not None  # bytes that spoil characters before them: not to be had
-    everything = [i for i in range(reader.vocabulary_size) if not (falls_back and reader.token(i).startswith("<0x"))]
     for _ in range(20):
-        ids = choose.choices(everything, k=60)
+        ids = choose.choices(range(reader.vocabulary_size), k=60)
         assert "".join(streamed(ids, reader)) == reader.decode(ids, skip_special_tokens=True)
 
 
@@ -66,16 +64,13 @@ def test_a_character_of_several_tokens_comes_whole():
 
 
 def test_bytes_that_are_no_character_do_not_hold_the_rest_up():
-    for kind in ("gpt2", "metaspace"):
-        reader = tokenizer(kind)
-        bad = reader.token_id("ÿ" if kind == "gpt2" else "<0xFF>")
-        (window,) = reader.encode([" fine"], truncation=None, add_special_tokens=False)
-        detokenizer = Detokenizer(reader)
-        given = "".join(detokenizer.push(i) for i in [bad] * 9)
-        assert 1 <= given.count("�") <= 9
-        rest = "".join(detokenizer.push(i) for i in window.encoding.ids) + detokenizer.finish()
-        assert (given + rest).startswith("�" * 9)
-        assert rest.endswith("fine")
+    reader = tokenizer("gpt2")
+    (window,) = reader.encode([" fine"], truncation=None, add_special_tokens=False)
+    detokenizer = Detokenizer(reader)
+    given = "".join(detokenizer.push(i) for i in [reader.token_id("ÿ")] * 9)
+    assert given == "�" * 8
+    rest = "".join(detokenizer.push(i) for i in window.encoding.ids) + detokenizer.finish()
+    assert rest == "� fine"
 
 
 def test_long_text_is_decoded_from_its_end_only():
