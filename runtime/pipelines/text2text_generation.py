@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,17 @@ from ..results import Generated
 from ..session import Session
 from ..tokenizer import Tokenizer
 from .base import Pipeline, listed
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call says beside the text and how it is generated."""
+
+    task: str | None
+    src_lang: str | None
+    tgt_lang: str | None
+    prefix: str | None
+    truncation: bool
 
 
 class Text2TextGeneration(Pipeline):
@@ -73,8 +85,8 @@ class Text2TextGeneration(Pipeline):
             RequestError: no text, a text that does not fit, a task or language that the checkpoint does not have.
         """
         items, single = listed(inputs, (str,), "a text")
-        asked = {"task": task, "src_lang": src_lang, "tgt_lang": tgt_lang, "prefix": prefix, "truncation": truncation}
-        jobs = [self._job(item, cancel, options, **asked) for item in items]
+        asked = _Asked(task, src_lang, tgt_lang, prefix, truncation)
+        jobs = [self._job(item, asked, cancel, options) for item in items]
         results = [[Generated(text) for text in self.generator.texts(job)] for job in jobs]
         return results[0] if single else results
 
@@ -92,41 +104,31 @@ class Text2TextGeneration(Pipeline):
     ) -> Iterator[str]:
         """What a call gives for one text, in pieces as they are made; arguments likewise."""
         (item,), _ = listed(text, (str,), "a text")
-        asked = {"task": task, "src_lang": src_lang, "tgt_lang": tgt_lang, "prefix": prefix, "truncation": truncation}
-        return self.generator.stream(self._job(item, cancel, options, **asked))
+        asked = _Asked(task, src_lang, tgt_lang, prefix, truncation)
+        return self.generator.stream(self._job(item, asked, cancel, options))
 
-    def _job(
-        self,
-        text: str,
-        cancel: Cancel,
-        options: dict[str, Any],
-        *,
-        task: str | None,
-        src_lang: str | None,
-        tgt_lang: str | None,
-        prefix: str | None,
-        truncation: bool,
-    ) -> Job:
-        defaults = self._task_defaults(task, src_lang, tgt_lang)
-        if tgt_lang is not None and self._languages:
-            defaults = {**defaults, "forced_bos_token_id": self._language(tgt_lang)}
+    def _job(self, text: str, asked: _Asked, cancel: Cancel, options: dict[str, Any]) -> Job:
+        defaults = self._task_defaults(asked)
+        if asked.tgt_lang is not None and self._languages:
+            defaults = {**defaults, "forced_bos_token_id": self._language(asked.tgt_lang)}
         settings = self.generator.settings(defaults, **options)
-        before = defaults.get("prefix", "") if prefix is None else prefix
+        prefix = defaults.get("prefix", "") if asked.prefix is None else asked.prefix
         (window,) = self.tokenizer.encode(
-            [before + text], max_length=self._length_axis.largest, truncation="longest_first" if truncation else None
+            [prefix + text],
+            max_length=self._length_axis.largest,
+            truncation="longest_first" if asked.truncation else None,
         )
         feeds = self.tokenizer.batch([window], self._length_axis)
-        if src_lang is not None and self._languages:
-            feeds = self._spoken(feeds, self._language(src_lang))
+        if asked.src_lang is not None and self._languages:
+            feeds = self._spoken(feeds, self._language(asked.src_lang))
         return self.generator.job((), settings, feeds, cancel)
 
-    def _task_defaults(self, task: str | None, src_lang: str | None, tgt_lang: str | None) -> dict[str, Any]:
-        if task is None and src_lang is not None and tgt_lang is not None and not self._languages:
-            task = f"translation_{src_lang}_to_{tgt_lang}"
-        elif task is None and (src_lang is not None or tgt_lang is not None) and not self._languages:
-            raise RequestError(
-                "This model is not told languages by tokens: name both src_lang and tgt_lang, or neither."
-            )
+    def _task_defaults(self, asked: _Asked) -> dict[str, Any]:
+        task, named = asked.task, [asked.src_lang, asked.tgt_lang]
+        if task is None and not self._languages and named != [None, None]:
+            if None in named:
+                raise RequestError("This model has no tokens for languages: name both src_lang and tgt_lang.")
+            task = f"translation_{asked.src_lang}_to_{asked.tgt_lang}"
         if task is None:
             return {}
         if task not in self._tasks:
