@@ -35,7 +35,6 @@ class Judge:
     """
 
     work: Work
-    targets: Sequence[Target]
     request: Request
     options: Options
     reference: Reference
@@ -53,7 +52,7 @@ class Judge:
         """Lower a quantized model to every target in its place in the bundle, and judge the artifacts."""
         work = self.work
         options = dataclasses.replace(self.options, precision=plan.precision)
-        artifacts = [self._planned(target, captured, options, plan) for target in self.targets]
+        artifacts = [self._planned(target, captured, options, plan) for target in self.work.targets.values()]
         reports = [self._also_golden(report) for report in work.execute([captured] * len(artifacts), artifacts)]
         agreements = [report.agreed for report in reports if report.status != "not executed"]
         if self.request.metric == "top1":

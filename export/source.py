@@ -349,6 +349,8 @@ def _load_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrai
         raise RequestError(f"The tokenizer of {name} needs a package that is not here: {_first_line(error)}") from error
     except Exception as error:
         raise DamagedError(f"The tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:  # what is masked may be anything
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     files = {"tokenizer.json", "*.model", "*.tiktoken", *tokenizer.vocab_files_names.values()}
     if tokenizer.is_fast and not any(any(folder.glob(file)) for file in files):
         # transformers makes a tokenizer that knows the special tokens alone, and says nothing.

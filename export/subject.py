@@ -5,7 +5,7 @@ A module of the user's: `module_subject.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Part:
     method: `forward` of a model that is called once; `encoder` and `decoder` of one that generates.
     call: the model and named inputs to the tensors of `outputs`, in order.
     caches: pairs of an input and the output that takes its place in the next call.
+    told: what ExecuTorch's runners ask of a model, by the names they use.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Part:
     outputs: tuple[str, ...]
     example: dict[str, torch.Tensor]
     caches: tuple[tuple[str, str], ...] = ()
+    told: Mapping[str, int | list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,17 @@ def checkpoint_subject(source: Source, max_length: int | None = None, lengths: S
         UnsupportedError: the checkpoint's processing cannot be expressed without Python.
     """
     model = source.load_model()
-    inputs = make_inputs(source, _fed(source, model), max_length, lengths)
-    reference = reference_of(source, model, inputs)
+    parts, generation = None, {}
+    if source.task.generates:
+        from .generation import subject as generating
+
+        inputs = generating.generation_inputs(source, model, max_length, lengths)
+        reference = Reference(model, generating.whole, (TensorSpec("logits", "float32", inputs.specs[0].dims[:1]),))
+        parts = generating.parts_of(model, inputs)
+        generation = generating.generation_settings(source, model, inputs)
+    else:
+        inputs = make_inputs(source, _fed(source, model), max_length, lengths)
+        reference = reference_of(source, model, inputs)
 
     def cases(batches: Sequence[tuple[str, dict[str, Any]]]) -> list[Case]:
         return [reference.case(name, feeds) for name, feeds in batches]
@@ -118,6 +129,8 @@ def checkpoint_subject(source: Source, max_length: int | None = None, lengths: S
         golden=lambda: inputs.golden(reference),
         calibration=inputs.calibration,
         lines=lambda lines: cases(inputs.lines(lines)),
+        parts=parts,
+        generation=generation,
         write_tokenizer=inputs.write,
         preprocess=inputs.preprocess,
         postprocess=source.task.postprocess(source),

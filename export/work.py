@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..runtime.manifest import Artifact, Manifest
 from ..runtime.parity import Noise
 from ..runtime.verify import ArtifactReport, Case, verify_artifact
 from .capture import Captured
-from .targets import get_target
+from .targets import Target
 
 # Called with what happens next and of how many steps it consists; gives what to call after each.
 Progress = Callable[[str, int], Callable[[], None]]
@@ -31,6 +31,7 @@ class Work:
 
     root: Path
     manifest: Manifest
+    targets: Mapping[str, Target]
     cases: Sequence[Case]
     noise: dict[str, Noise]
     start: Progress
@@ -45,7 +46,7 @@ class Work:
         for folder in {artifact.path.split("/")[0] for artifact in artifacts}:
             shutil.rmtree(self.root / folder, ignore_errors=True)
         for captured, artifact in zip(captures, artifacts, strict=True):
-            target = get_target(artifact.target)
+            target = self.targets[artifact.target]
             with timed(self.seconds, target.name):
                 advance = self.start(f"Lowering to {target.name}", 1)
                 target.lower(captured, artifact, self.manifest.identity, self.root / artifact.path)

@@ -15,6 +15,7 @@ They are what a phone, a CI job without torch, or a tokenizer in another languag
 from __future__ import annotations
 
 import base64
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +36,10 @@ _PROCESSED_TOLERANCE = 0.02
 
 # Outputs larger than this are sampled. A prime stride visits every column of a matrix in turn.
 MOST_VALUES = 512
+
+
+# The input of an encoder-decoder with what its decoder goes on from.
+DECODER_IDS = "decoder_input_ids"
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class GoldenCase:
     """One golden vector. `encoding` arrays made from text have no batch axis (for `choices`: one row a choice).
 
     media: what kind of file it is made from, `image` or `audio`, and its path in the bundle. made: the names of the
-    tensors in `encoding` that are made of it.
+    tensors in `encoding` that are made of it. continued: the ids that an encoder-decoder's decoder is compared on.
     """
 
     name: str
@@ -74,12 +79,14 @@ class GoldenCase:
     offsets: list[list[int]] | None = None
     media: tuple[str, str] | None = None
     made: tuple[str, ...] = ()
+    continued: tuple[int, ...] = ()
 
     def feeds(self) -> dict[str, np.ndarray]:
         """The model's inputs: those made from text with a batch axis of one, tensors as they are."""
+        decoder = {DECODER_IDS: np.array([self.continued], np.int64)} if self.continued else {}
         if self.text is None:
-            return dict(self.encoding)
-        return {name: array[None] for name, array in self.encoding.items()}
+            return {**self.encoding, **decoder}
+        return {**{name: array[None] for name, array in self.encoding.items()}, **decoder}
 
     def to_json(self) -> dict[str, Any]:
         record: dict[str, Any] = {"name": self.name}
@@ -98,11 +105,18 @@ class GoldenCase:
             kind, path = self.media
             record[kind] = path
             record["processed"] = {name: _sampled(Expected.of(self.encoding[name])) for name in self.made}
+        if self.continued:
+            record[DECODER_IDS] = list(self.continued)
         record["outputs"] = {name: _sampled(expected) for name, expected in self.outputs.items()}
         return record
 
     @classmethod
     def from_json(cls, record: dict[str, Any], prepare: Prepare | None = None) -> GoldenCase:
+        case = cls._read(record, prepare)
+        return dataclasses.replace(case, continued=tuple(map(int, record.get(DECODER_IDS, ()))))
+
+    @classmethod
+    def _read(cls, record: dict[str, Any], prepare: Prepare | None) -> GoldenCase:
         outputs = {name: _expected(entry) for name, entry in record["outputs"].items()}
         if "inputs" in record:
             encoding = {name: _unpacked(entry) for name, entry in record["inputs"].items()}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from transformers.cache_utils import Cache
 
 from ...runtime.errors import UnsupportedError
 from ...runtime.manifest import Dim, TensorSpec
@@ -21,6 +22,8 @@ from .cache import cache_tensors, fixed_cache, growing_cache, shifting_cache
 _TRIED = (4, 1, 3)
 # Steps against the whole sequence, relative to the largest logit: sums of fp32 in another order stay far below.
 _NEAR = 1e-3
+
+Tensors = dict[str, torch.Tensor]
 
 METHOD = "decoder"
 TOKENS, START, LOGITS = "input_ids", "start", "logits"
@@ -44,6 +47,10 @@ class Decoder:
     `layers` has the shapes of keys and values, (heads, depth) each.
     """
 
+    tokens = TOKENS  # what the ids are called, to the model and in the artifact
+    mask = "attention_mask"
+    positions = "position_ids"
+
     def __init__(self, model: torch.nn.Module):
         self.model = model
         self.parameters = inspect.signature(model.forward).parameters
@@ -57,14 +64,17 @@ class Decoder:
         names = self._names()
         past = Dim(symbol="past", min=0, max=None if context is None else context)
         batch, sequence = Dim(symbol="batch", min=1), Dim(symbol="sequence", min=1, max=context)
-        inputs = [TensorSpec(TOKENS, "int64", (batch, sequence))]
-        example = {TOKENS: torch.arange(2 * 5).reshape(2, 5) % self._vocabulary()}
+        inputs = [TensorSpec(self.tokens, "int64", (batch, sequence))]
+        example = {self.tokens: torch.arange(2 * 5).reshape(2, 5) % self._vocabulary()}
         for (given, _), (heads, depth) in zip(names, self._shapes(), strict=True):
             inputs.append(TensorSpec(given, "float32", (batch, Dim(size=heads), past, Dim(size=depth))))
             example[given] = torch.zeros(2, heads, 3, depth)
+        for spec, value in self._beside(batch, 2):
+            inputs.append(spec)
+            example[spec.name] = value
 
         def call(model: torch.nn.Module, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-            return self._call_growing(model, form, given[TOKENS], [given[name] for name, _ in names])
+            return self._call_growing(model, form, given[self.tokens], [given[name] for name, _ in names], given)
 
         return Part(METHOD, call, tuple(inputs), (LOGITS, *(after for _, after in names)), example, names)
 
@@ -75,32 +85,42 @@ class Decoder:
         names = self._names()
         # What shifts by a whole context has no position before the new ones, which torch.export takes for another case.
         one, sequence = Dim(size=1), Dim(symbol="sequence", min=1, max=context - form.shifts)
-        inputs = [TensorSpec(TOKENS, "int64", (one, sequence)), TensorSpec(START, "int64", (one,))]
-        example = {TOKENS: torch.arange(5)[None] % self._vocabulary(), START: torch.tensor([3])}
+        inputs = [TensorSpec(self.tokens, "int64", (one, sequence)), TensorSpec(START, "int64", (one,))]
+        example = {self.tokens: torch.arange(5)[None] % self._vocabulary(), START: torch.tensor([3])}
         for (given, _), (heads, depth) in zip(names, self._shapes(), strict=True):
             inputs.append(TensorSpec(given, "float32", (one, Dim(size=heads), Dim(size=context), Dim(size=depth))))
             example[given] = torch.zeros(1, heads, context, depth)
+        for spec, value in self._beside(one, 1):
+            inputs.append(spec)
+            example[spec.name] = value
 
         def call(model: torch.nn.Module, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-            return self._call_fixed(model, form, given[TOKENS], given[START], [given[name] for name, _ in names])
+            tensors = [given[name] for name, _ in names]
+            return self._call_fixed(model, form, given[self.tokens], given[START], tensors, given)
 
-        return Part(METHOD, call, tuple(inputs), (LOGITS, *(after for _, after in names)), example, names)
+        return Part(METHOD, call, tuple(inputs), (LOGITS, *(after for _, after in names)), example, names, self._told())
 
     # --- calling the model ------------------------------------------------------------------------------------------
 
     def _call_growing(
-        self, model: torch.nn.Module, form: Form, ids: torch.Tensor, tensors: list[torch.Tensor]
+        self, model: torch.nn.Module, form: Form, ids: torch.Tensor, tensors: list[torch.Tensor], beside: Tensors
     ) -> list[torch.Tensor]:
         cache = growing_cache(tensors)
         options = {}
         if form.positions:
-            options["position_ids"] = (torch.arange(ids.shape[1]) + cache.get_seq_length())[None].expand(
+            options[self.positions] = (torch.arange(ids.shape[1]) + cache.get_seq_length())[None].expand(
                 ids.shape[0], -1
             )
-        return [self._logits(model, ids, cache, options), *cache_tensors(cache)]
+        return [self._logits(model, ids, cache, options, beside), *cache_tensors(cache)]
 
     def _call_fixed(
-        self, model: torch.nn.Module, form: Form, ids: torch.Tensor, start: torch.Tensor, tensors: list[torch.Tensor]
+        self,
+        model: torch.nn.Module,
+        form: Form,
+        ids: torch.Tensor,
+        start: torch.Tensor,
+        tensors: list[torch.Tensor],
+        beside: Tensors,
     ) -> list[torch.Tensor]:
         context, length = tensors[0].shape[2], ids.shape[1]
         if form.shifts:
@@ -109,18 +129,33 @@ class Decoder:
         else:
             cache = fixed_cache(tensors, start)
             mask = torch.ones(1, context, dtype=torch.int64)
-        options = {"attention_mask": mask}
+        options = {self.mask: mask}
         if form.positions:
-            options["position_ids"] = (torch.arange(length) + start)[None]
-        return [self._logits(model, ids, cache, options), *cache_tensors(cache)]
+            options[self.positions] = (torch.arange(length) + start)[None]
+        return [self._logits(model, ids, cache, options, beside), *cache_tensors(cache)]
+
+    def _beside(self, batch: Dim, rows: int) -> list[tuple[TensorSpec, torch.Tensor]]:
+        """What the decoder takes beside tokens and cache, with examples."""
+        return []
 
     def _logits(
-        self, model: torch.nn.Module, ids: torch.Tensor, cache: object, options: dict[str, torch.Tensor]
+        self, model: torch.nn.Module, ids: torch.Tensor, cache: Cache, options: Tensors, beside: Tensors
     ) -> torch.Tensor:
         """Of the last position, (batch, 1, vocabulary)."""
         keep = {"logits_to_keep": 1} if "logits_to_keep" in self.parameters else {}
         result = model(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True, **keep, **options)
         return result.logits if keep else result.logits[:, -1:]
+
+    def _told(self) -> dict[str, int | list[int]]:
+        """Where text begins and ends, as far as the checkpoint says."""
+        found: dict[str, int | list[int]] = {}
+        settings = self.model.generation_config
+        if isinstance(settings.bos_token_id, int):
+            found["get_bos_id"] = settings.bos_token_id
+        ends = settings.eos_token_id
+        if ends is not None:
+            found["get_eos_ids"] = [ends] if isinstance(ends, int) else list(ends)
+        return found
 
     # --- finding out ------------------------------------------------------------------------------------------------
 
@@ -144,7 +179,7 @@ class Decoder:
         """The first that gives, in steps, what the model gives at once."""
         ids = self._tokens()
         with torch.no_grad():
-            whole = self.model(input_ids=ids, use_cache=False, return_dict=True).logits[0]
+            whole = self._whole(ids)[0]
             wanted = [whole[sum(_TRIED[: step + 1]) - 1] for step in range(len(_TRIED))]
             causes: list[Exception] = []
             for form in candidates:
@@ -161,16 +196,25 @@ class Decoder:
             "Remedy: export it for another task, or generate without palmtop's cache."
         ) from (causes[0] if causes else None)
 
+    def _whole(self, ids: torch.Tensor) -> torch.Tensor:
+        """The logits of a whole sequence, without a cache."""
+        return self.model(input_ids=ids, use_cache=False, return_dict=True).logits
+
+    def _tried_beside(self) -> Tensors:
+        """What `_beside` says, for the one row that is tried."""
+        return {spec.name: value for spec, value in self._beside(Dim(size=1), 1)}
+
     def _growing_steps(self, form: Form) -> Iterator[torch.Tensor]:
         tensors: list[torch.Tensor] = [torch.zeros(1, heads, 0, depth) for heads, depth in self._shapes()]
         for ids, _ in self._steps():
-            logits, *tensors = self._call_growing(self.model, form, ids, tensors)
+            logits, *tensors = self._call_growing(self.model, form, ids, tensors, self._tried_beside())
             yield logits[0, -1]
 
     def _fixed_steps(self, form: Form) -> Iterator[torch.Tensor]:
         tensors = [torch.zeros(1, heads, sum(_TRIED) + 2, depth) for heads, depth in self._shapes()]
         for ids, start in self._steps():
-            logits, *tensors = self._call_fixed(self.model, form, ids, torch.tensor([start]), tensors)
+            given = self._tried_beside()
+            logits, *tensors = self._call_fixed(self.model, form, ids, torch.tensor([start]), tensors, given)
             yield logits[0, -1]
 
     def _steps(self) -> Iterator[tuple[torch.Tensor, int]]:
@@ -188,7 +232,7 @@ class Decoder:
         return self.model.get_input_embeddings().num_embeddings
 
     def _positions(self) -> tuple[bool, ...]:
-        return (True, False) if "position_ids" in self.parameters else (False,)
+        return (True, False) if self.positions in self.parameters else (False,)
 
     def _shapes(self) -> list[tuple[int, int]]:
         """(heads, depth) of each tensor of the cache, in order."""
