@@ -13,6 +13,7 @@ from ...runtime.bundle import Bundle
 from ...runtime.errors import RequestError
 from ...runtime.results import to_plain
 from .console import Console, print_json
+from .generating import FLAGS, TASKS, add_generation_arguments, generation_call, streams, takes, write_stream
 from .options import add_threads
 
 HELP = "run a bundle on text"
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--aggregate", metavar="STRATEGY", help="token classification: none, simple, first, average or max"
     )
+    add_generation_arguments(parser)
     add_threads(parser)
 
 
@@ -45,7 +47,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if not texts:
         raise RequestError("Nothing to run: give a TEXT, or lines on stdin.")
     results = {}
-    for target in _targets(arguments.target, bundle):
+    targets = _targets(arguments.target, bundle)
+    if streams(arguments, task, len(targets)):
+        pipeline = load(bundle.root, target=targets[0], threads=arguments.threads)
+        for text in texts:
+            print(f"{text}\t" if len(texts) > 1 else "", end="")
+            write_stream(arguments, pipeline, text)
+        return 0
+    for target in targets:
         pipeline = load(bundle.root, target=target, threads=arguments.threads)
         results[pipeline.session.artifact.target] = [call(pipeline, text) for text in texts]
     if arguments.json:
@@ -63,25 +72,26 @@ def _targets(asked: str | None, bundle: Bundle) -> list[str | None]:
     if asked is None:
         return [None]
     if asked == "all":
-        return [artifact.target for artifact in bundle.manifest.artifacts]
+        return list(bundle.manifest.targets)
     return [name.strip() for name in asked.split(",")]
 
 
 def _call(arguments: argparse.Namespace, task: str) -> Any:
     """A function of a pipeline and a text, with the options that this task takes; others are refused, not dropped."""
-    given = {
-        name for name in ("context", "pair", "choice", "top_k", "aggregate") if getattr(arguments, name) is not None
-    }
-    takes = {
+    own = ("context", "pair", "choice", "top_k", "aggregate")
+    given = {name for name in {*own, *FLAGS} if getattr(arguments, name) is not None}
+    known = {
         "text-classification": {"pair", "top_k"},
         "token-classification": {"aggregate"},
         "question-answering": {"context", "top_k"},
         "fill-mask": {"top_k"},
         "multiple-choice": {"choice"},
-    }.get(task, set())
-    if given - takes:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given - takes))
+    }.get(task, takes(task))
+    if given - known:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given - known))
         raise RequestError(f"{flags} means nothing to {task}.")
+    if task in TASKS:
+        return generation_call(arguments, task)
     options = {"top_k": arguments.top_k} if arguments.top_k is not None else {}
     if task == "question-answering":
         if arguments.context is None:
@@ -108,6 +118,8 @@ def _shown(result: Any) -> str:
     if isinstance(result, list):
         return "  ".join(_shown(entry) for entry in result) or "(nothing)"
     plain = to_plain(result)
+    if "generated_text" in plain:
+        return plain["generated_text"]
     if "label" in plain:
         return f"{plain['label']} {plain['score']:.3f}"
     if "token_str" in plain:
