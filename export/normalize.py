@@ -160,6 +160,11 @@ def drop_identities(program: ExportedProgram) -> None:
             continue
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
+        elif node.target is aten.broadcast_tensors.default:
+            for user in list(node.users):  # losses that nobody reads leave these behind
+                given = node.args[0][user.args[1]]
+                if _same_shape(given.meta["val"].shape, user.meta["val"].shape):
+                    _replace(user, given)
         elif node.target is aten.view.default or node.target is aten._unsafe_view.default:
             node.target = aten.reshape.default
         elif _is_identity(node) and node.name not in mutated:

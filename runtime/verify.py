@@ -354,12 +354,13 @@ def fit_feeds(
     """
     pads = tokenizer.input_pad if tokenizer is not None else {}
     left = tokenizer is not None and tokenizer.padding_side == "left"
+    by_row = all(spec.dims and spec.dims[0].constant == 1 for spec in artifact.inputs)
     fitted = {}
     for spec in artifact.inputs:
         array = feeds[spec.name]
         widths = []
         for axis, (size, dim) in enumerate(zip(array.shape, spec.dims, strict=True)):
-            wanted = _fit(dim, size, axis)
+            wanted = size if by_row and axis == 0 else dim.fit(size)  # the session runs a batch row by row
             if wanted is None:
                 return None
             extra = wanted - size
@@ -371,12 +372,6 @@ def fit_feeds(
             array = np.pad(array, [widths[0], *[(0, 0)] * (array.ndim - 1)], mode="edge")  # whole rows repeat
         fitted[spec.name] = array
     return fitted
-
-
-def _fit(dim: Dim, size: int, axis: int) -> int | None:
-    if axis == 0 and dim.constant == 1:
-        return size  # the session runs a batch row by row
-    return dim.fit(size)
 
 
 def valid_rows(output: np.ndarray, artifact: Artifact, name: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
