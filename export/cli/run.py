@@ -1,4 +1,4 @@
-"""Run a bundle on text, as an app would: one result an input, from one artifact or from several side by side."""
+"""Run a bundle on texts or files, as an app would: one result an input, from one artifact or from several side by side."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from ...runtime import load
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RequestError
-from ...runtime.results import to_plain
+from ...runtime.results import Depth, Detection, Region, to_plain
 from .console import Console, print_json
 from .generating import FLAGS, TASKS, add_generation_arguments, generation_call, streams, takes, write_stream
 from .options import add_threads
 
-HELP = "run a bundle on text"
+HELP = "run a bundle on text, pictures or sounds"
 
 # How many values of a vector are shown to people; --json gives all of them.
 _SHOWN = 6
@@ -24,17 +24,20 @@ _SHOWN = 6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("texts", metavar="TEXT", nargs="*", help="inputs (default: the lines of stdin)")
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="inputs, texts or files (default: the lines of stdin)")
     parser.add_argument(
         "--target", metavar="TARGETS", help="which artifacts, or 'all' (default: the first that runs here)"
     )
     parser.add_argument("--context", help="question answering: the passage that TEXT is asked about")
     parser.add_argument("--pair", metavar="TEXT", help="text classification: the second text of a pair")
-    parser.add_argument("--choice", action="append", metavar="TEXT", help="multiple choice: an answer; repeat")
+    parser.add_argument(
+        "--choice", action="append", metavar="TEXT", help="multiple choice: an answer; pictures: a label; repeat"
+    )
     parser.add_argument("--top-k", type=int, metavar="N", help="how many results, where the task ranks them")
     parser.add_argument(
         "--aggregate", metavar="STRATEGY", help="token classification: none, simple, first, average or max"
     )
+    parser.add_argument("--threshold", type=float, metavar="X", help="object detection: the least score (default: 0.5)")
     add_generation_arguments(parser)
     add_threads(parser)
 
@@ -78,7 +81,7 @@ def _targets(asked: str | None, bundle: Bundle) -> list[str | None]:
 
 def _call(arguments: argparse.Namespace, task: str) -> Any:
     """A function of a pipeline and a text, with the options that this task takes; others are refused, not dropped."""
-    own = ("context", "pair", "choice", "top_k", "aggregate")
+    own = ("context", "pair", "choice", "top_k", "aggregate", "threshold")
     given = {name for name in {*own, *FLAGS} if getattr(arguments, name) is not None}
     known = {
         "text-classification": {"pair", "top_k"},
@@ -86,6 +89,9 @@ def _call(arguments: argparse.Namespace, task: str) -> Any:
         "question-answering": {"context", "top_k"},
         "fill-mask": {"top_k"},
         "multiple-choice": {"choice"},
+        "image-classification": {"top_k"},
+        "object-detection": {"threshold"},
+        "zero-shot-image-classification": {"choice"},
     }.get(task, takes(task))
     if given - known:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given - known))
@@ -101,6 +107,12 @@ def _call(arguments: argparse.Namespace, task: str) -> Any:
         if not arguments.choice:
             raise RequestError("Multiple choice needs answers: --choice TEXT --choice TEXT.")
         return lambda pipeline, text: pipeline(text, arguments.choice)
+    if task == "zero-shot-image-classification":
+        if not arguments.choice:
+            raise RequestError("Zero-shot classification needs labels: --choice TEXT --choice TEXT.")
+        return lambda pipeline, file: pipeline(file, arguments.choice)
+    if arguments.threshold is not None:
+        return lambda pipeline, file: pipeline(file, threshold=arguments.threshold)
     if arguments.pair is not None:
         return lambda pipeline, text: pipeline({"text": text, "text_pair": arguments.pair}, **options)
     if task == "token-classification":
@@ -117,6 +129,14 @@ def _shown(result: Any) -> str:
         return f"{list(result.shape)} [{values}{' ...' if result.size > _SHOWN else ''}]"
     if isinstance(result, list):
         return "  ".join(_shown(entry) for entry in result) or "(nothing)"
+    if isinstance(result, Region):
+        return f"{result.label} {(result.mask > 0).mean():.1%}"
+    if isinstance(result, Depth):
+        values = result.predicted_depth
+        return f"{list(values.shape)} depths {values.min():.4g} to {values.max():.4g}"
+    if isinstance(result, Detection):
+        box = result.box
+        return f"{result.label} {result.score:.3f} [{box.xmin} {box.ymin} {box.xmax} {box.ymax}]"
     plain = to_plain(result)
     if "generated_text" in plain:
         return plain["generated_text"]

@@ -92,7 +92,7 @@ def _input_types(artifact: Artifact) -> list[ct.TensorType]:
 
     def size(dim: Dim) -> Any:
         if dim.is_constant:
-            return dim.size
+            return dim.constant
         if dim.symbol not in ranges:
             low = min(dim.values) if dim.values is not None else max(dim.min or 1, 1)
             ranges[dim.symbol] = ct.RangeDim(low, dim.largest, default=_default_size(dim))
@@ -119,7 +119,7 @@ def _enumerate_shapes(spec: Any, artifact: Artifact) -> None:
         feature = described[tensor.name]
         feature.ClearField("ShapeFlexibility")
         for value in values:
-            feature.enumeratedShapes.shapes.add().shape.extend(dim.size or value for dim in tensor.dims)
+            feature.enumeratedShapes.shapes.add().shape.extend(dim.constant or value for dim in tensor.dims)
 
 
 def _default_size(dim: Dim) -> int:
