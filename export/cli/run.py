@@ -1,4 +1,4 @@
-"""Run a bundle on texts or files, as an app would: one result an input, from one artifact or from several side by side."""
+"""Run a bundle on texts or files as an app would: one result an input, of one artifact or of several side by side."""
 
 from __future__ import annotations
 
