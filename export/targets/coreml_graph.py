@@ -171,10 +171,13 @@ def static_shapes(graph: Graph) -> None:
 
 
 def spell_out_defaults(graph: Graph) -> None:
-    """Give Fourier transforms all their arguments: coremltools counts them, and `torch.export` leaves defaults out."""
+    """Give Fourier transforms all their arguments: coremltools counts them, and `torch.export` leaves defaults out.
+
+    GELU too: coremltools 9.0 does not see that it is to be the approximate one, by tanh, where that is named.
+    """
     for node in _calls(graph):
         schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.name.startswith("aten::fft_"):
+        if schema is not None and schema.name.startswith(("aten::fft_", "aten::gelu")):
             given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | node.kwargs
             node.args = tuple(given.get(argument.name, argument.default_value) for argument in schema.arguments)
             node.kwargs = {}
