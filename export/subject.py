@@ -96,20 +96,27 @@ def checkpoint_subject(source: Source, max_length: int | None = None, lengths: S
         UnsupportedError: the checkpoint's processing cannot be expressed without Python.
     """
     model = source.load_model()
-    parts, generation = None, {}
+    parts, generation, speaker = None, {}, None
     if source.task.generates:
         from .generation import subject as generating
+        from .generation.continuations import Speaker
 
         inputs = generating.generation_inputs(source, model, max_length, lengths)
         reference = Reference(model, generating.whole, (TensorSpec("logits", "float32", inputs.specs[0].dims[:1]),))
         parts = generating.parts_of(model, inputs)
         generation = generating.generation_settings(source, model, inputs)
+        speaker = Speaker(model, generation["context"])
     else:
         inputs = make_inputs(source, _fed(source, model), max_length, lengths)
         reference = reference_of(source, model, inputs)
 
     def cases(batches: Sequence[tuple[str, dict[str, Any]]]) -> list[Case]:
-        return [reference.case(name, feeds) for name, feeds in batches]
+        found = [reference.case(name, feeds) for name, feeds in batches]
+        return found if speaker is None else speaker.cases(found)
+
+    def golden() -> list[GoldenCase]:
+        found = inputs.golden(reference)
+        return found if speaker is None else speaker.golden(found)
 
     return Subject(
         info=ModelSource(
@@ -126,7 +133,7 @@ def checkpoint_subject(source: Source, max_length: int | None = None, lengths: S
         example=inputs.example,
         trace=hf.trace,
         cases=lambda: cases(inputs.batches()),
-        golden=lambda: inputs.golden(reference),
+        golden=golden,
         calibration=inputs.calibration,
         lines=lambda lines: cases(inputs.lines(lines)),
         parts=parts,

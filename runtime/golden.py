@@ -8,6 +8,8 @@ They are what a phone, a CI job without torch, or a tokenizer in another languag
   `preprocess` makes of it (in the form of `outputs`), and in `inputs` the tensors that are not made of it;
 - `encoding`: `input_ids`, `attention_mask`, `token_type_ids` (those the model takes) and `offsets`, pairs of code-point
   positions in `text` (in `text_pair` after the first separator);
+- of a model that generates, maybe `generated`: `ids`, what it says next when it takes the likeliest token each time,
+  and `margins`, how far ahead of the second each of them was;
 - `outputs`: for each output `{shape, every, values}`: the reference's values at flat positions 0, every, 2*every,
   ... of the output with padded positions left out. `shape` is that of the output so cropped.
 """
@@ -62,11 +64,30 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """What the reference says when it takes the likeliest token each time, and by how much each was likeliest."""
+
+    ids: tuple[int, ...]
+    margins: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ids": list(self.ids), "margins": list(self.margins)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Continuation:
+        ids, margins = tuple(map(int, record["ids"])), tuple(map(float, record["margins"]))
+        if len(ids) != len(margins) or min(ids, default=0) < 0:
+            raise ValueError(f"{len(ids)} tokens with {len(margins)} margins")
+        return cls(ids, margins)
+
+
+@dataclass(frozen=True)
 class GoldenCase:
     """One golden vector. `encoding` arrays made from text have no batch axis (for `choices`: one row a choice).
 
     media: what kind of file it is made from, `image` or `audio`, and its path in the bundle. made: the names of the
     tensors in `encoding` that are made of it. continued: the ids that an encoder-decoder's decoder is compared on.
+    generated: what the reference says after the input.
     """
 
     name: str
@@ -80,6 +101,7 @@ class GoldenCase:
     media: tuple[str, str] | None = None
     made: tuple[str, ...] = ()
     continued: tuple[int, ...] = ()
+    generated: Continuation | None = None
 
     def feeds(self) -> dict[str, np.ndarray]:
         """The model's inputs: those made from text with a batch axis of one, tensors as they are."""
@@ -107,13 +129,16 @@ class GoldenCase:
             record["processed"] = {name: _sampled(Expected.of(self.encoding[name])) for name in self.made}
         if self.continued:
             record[DECODER_IDS] = list(self.continued)
+        if self.generated is not None:
+            record["generated"] = self.generated.to_json()
         record["outputs"] = {name: _sampled(expected) for name, expected in self.outputs.items()}
         return record
 
     @classmethod
     def from_json(cls, record: dict[str, Any], prepare: Prepare | None = None) -> GoldenCase:
         case = cls._read(record, prepare)
-        return dataclasses.replace(case, continued=tuple(map(int, record.get(DECODER_IDS, ()))))
+        generated = Continuation.from_json(record["generated"]) if "generated" in record else None
+        return dataclasses.replace(case, continued=tuple(map(int, record.get(DECODER_IDS, ()))), generated=generated)
 
     @classmethod
     def _read(cls, record: dict[str, Any], prepare: Prepare | None) -> GoldenCase:

@@ -275,6 +275,18 @@ class Agreement:
         self.decided += int(decided.sum())
         self.decided_same += int((same & decided).sum())
 
+    def count(self, same: bool, decided: bool) -> None:
+        """A decision whose scores are not at hand."""
+        self.same += same
+        self.total += 1
+        self.decided += decided
+        self.decided_same += same and decided
+
+    @property
+    def excused(self) -> int:
+        """Decisions that differ where the reference's own were too close to call."""
+        return (self.total - self.same) - (self.decided - self.decided_same)
+
     @property
     def passed(self) -> bool:
         if self.least is not None:

@@ -17,8 +17,8 @@ from .bundle import Bundle
 from .cause import Cause
 from .errors import PalmtopError, RequestError
 from .gate import Least, asked, later
-from .golden import Expected, GoldenCase
-from .manifest import Artifact, Dim, TokenizerSpec
+from .golden import Continuation, Expected, GoldenCase
+from .manifest import Artifact, TokenizerSpec
 from .parity import Agreement, Bound, Comparison, Measure, Noise, bound_for
 from .preprocess import text_preparer
 from .session import Session
@@ -39,11 +39,13 @@ class Case:
     """Named inputs with a leading batch axis, and for each output what the reference gives, one entry a row.
 
     An entry leaves out padded positions; models without an attention mask have a single entry with the whole output.
+    generated: what a model that generates says after the only row.
     """
 
     name: str
     feeds: dict[str, np.ndarray]
     expected: dict[str, list[Expected]]
+    generated: Continuation | None = None
 
 
 @dataclass
@@ -162,7 +164,8 @@ def verify_artifact(
     bounds = {
         name: bound_for(artifact.precision, noise.get(name, Noise(0.0, 0.0)), least.of(name)) for name in comparisons
     }
-    agreement = Agreement(least=least.decisions) if task in _DECISIONS else None
+    decisions = task in _DECISIONS or any(case.generated is not None for case in cases)
+    agreement = Agreement(least=least.decisions) if decisions else None
     for case in cases:
         fitted = fit_feeds(case.feeds, artifact, tokenizer)
         if fitted is None:
@@ -187,9 +190,15 @@ def verify_artifact(
                     return report
                 width = expected.shape[-1] if expected.every == 1 and expected.shape else None
                 comparison.add(case.name, outputs[name].shape, expected.values, expected.pick(actual), width)
-                if agreement is not None and expected.every == 1:
+                if agreement is not None and task in _DECISIONS and expected.every == 1:
                     tolerance = bounds[name].max_error * float(np.sqrt(np.mean(np.square(expected.values))))
                     agreement.add(*_scores(task, expected, actual), tolerance)
+        if case.generated is not None and agreement is not None:
+            try:
+                _say(session, case.generated, fitted, agreement, _tolerance(bounds["logits"], case.expected["logits"]))
+            except PalmtopError as error:
+                report.reason = f"cannot generate on '{case.name}': {error}"
+                return report
         report.seconds += time.perf_counter() - began
         report.cases += 1
         if progress is not None:
@@ -200,6 +209,28 @@ def verify_artifact(
     if report.status == "failed" and artifact.precision != "fp32":
         report.cause = _cause(session, report, cases, tokenizer)
     return report
+
+
+def _say(
+    session: Session, generated: Continuation, feeds: dict[str, np.ndarray], agreement: Agreement, tolerance: float
+) -> None:
+    """Count how often the artifact would say the token that the reference said, after the tokens that it said before.
+
+    While all are the same, this is what the artifact says on its own.
+    """
+    from .generation.session import GenerationSession
+
+    if not isinstance(session, GenerationSession):
+        return
+    for found, token, margin in zip(
+        session.choices(feeds, generated.ids), generated.ids, generated.margins, strict=True
+    ):
+        agreement.count(found == token, margin > 2 * tolerance)
+
+
+def _tolerance(bound: Bound, expected: Sequence[Expected]) -> float:
+    """How far a value of an output may be off, in its own units."""
+    return bound.max_error * float(np.sqrt(np.mean(np.square(np.concatenate([entry.values for entry in expected])))))
 
 
 def _cause(
@@ -256,7 +287,8 @@ def decides(task: str) -> bool:
 def golden_cases(cases: Iterable[GoldenCase]) -> list[Case]:
     """A bundle's golden vectors as cases of one row."""
     return [
-        Case(case.name, case.feeds(), {name: [expected] for name, expected in case.outputs.items()}) for case in cases
+        Case(case.name, case.feeds(), {name: [expected] for name, expected in case.outputs.items()}, case.generated)
+        for case in cases
     ]
 
 

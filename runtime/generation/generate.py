@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,19 @@ def tokens(job: Job, random: np.random.Generator | None = None) -> Iterator[int]
         yield token
         if token in job.settings.eos_token_id or done(token):
             return
+
+
+def forced(job: Job, said: Sequence[int]) -> Iterator[int]:
+    """The likeliest token at each place of `said`, given those of `said` before it.
+
+    Raises:
+        RequestError: the prompt does not fit.
+    """
+    steps, conversation = job.processors(), job.start()
+    ids = np.array([[*job.prompt, *said]], np.int64)
+    for length in range(len(job.prompt), ids.shape[1]):
+        new = ids[:, :length] if length == len(job.prompt) else ids[:, length - 1 : length]
+        yield int(process(steps, ids[:, :length], conversation.feed(new))[0].argmax())
 
 
 def sequences(job: Job) -> list[list[int]]:

@@ -7,7 +7,7 @@ what is compared is what an app will run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,27 @@ from ..manifest import Artifact, Manifest
 from ..parity import Bound
 from ..session import Session
 from .decoder import Conversation, Decoder
+from .generate import Job, forced
+from .settings import Settings
 
 
 class GenerationSession(Session):
     """The loaded artifacts of a target, called with the signature that `assembly.signature` gives them.
 
-    `decoder` begins conversations; `encoder` is None for decoder-only models.
+    `decoder` begins conversations; `encoder` is None for decoder-only models; `defaults`: the manifest's `generation`.
     """
 
-    def __init__(self, artifact: Artifact, decoder: Decoder, encoder: Session | None = None):
+    def __init__(
+        self,
+        artifact: Artifact,
+        decoder: Decoder,
+        encoder: Session | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ):
         super().__init__(artifact, decoder.session.runner, decoder.session.path)
         self.decoder = decoder
         self.encoder = encoder
+        self.defaults = dict(defaults or {})
         self.splits_batch = False  # rows are split here, where they have to be
 
     @classmethod
@@ -43,7 +52,7 @@ class GenerationSession(Session):
         if "decoder" not in sessions:
             raise DamagedError(f"{artifacts[0].path} has no decoder beside it. Export the bundle again.")
         decoder = Decoder(sessions["decoder"], manifest.generation.get("context"))
-        return cls(signature(artifacts), decoder, sessions.get("encoder"))
+        return cls(signature(artifacts), decoder, sessions.get("encoder"), manifest.generation)
 
     def encode(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What a decoder takes beside its tokens: the encoder's outputs, and those of its inputs that serve both."""
@@ -68,6 +77,23 @@ class GenerationSession(Session):
         found = [conversation.feed(ids[:, :first])]
         found += [conversation.feed(ids[:, place : place + 1]) for place in range(first, ids.shape[1])]
         return {"logits": np.stack(found, axis=1)}
+
+    def choices(self, feeds: dict[str, np.ndarray], said: Sequence[int]) -> Iterator[int]:
+        """The likeliest token at each place of what is said after the only row of `feeds`, given what is said before.
+
+        Raises:
+            RequestError: the input does not fit.
+        """
+        settings = Settings.of(self.defaults, do_sample=False, num_beams=1, max_new_tokens=len(said))
+        ids = feeds["input_ids"] if self.encoder is None else np.array([[settings.first_token]])
+        job = Job(
+            lambda: self.start(feeds),
+            tuple(ids[0].tolist()),
+            settings,
+            self.decoder.context,
+            feeds.get("input_ids") if self.encoder is not None else None,
+        )
+        return forced(job, said)
 
     def diagnose(self, feeds: dict[str, np.ndarray], bound: Bound) -> Cause | None:
         """Not known: the operations of a single artifact do not see the steps."""

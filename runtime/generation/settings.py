@@ -87,6 +87,14 @@ class Settings:
             merged.update(do_sample=False, temperature=1.0)
         return cls(**{name: _CHECKS[name](name, value) for name, value in merged.items()})
 
+    @property
+    def first_token(self) -> int:
+        """What a decoder begins with that has no prompt. Raises RequestError when the checkpoint does not say."""
+        first = self.bos_token_id if self.decoder_start_token_id is None else self.decoder_start_token_id
+        if first is None:
+            raise RequestError("There is nothing to go on from: an empty prompt, and a model without a first token.")
+        return first
+
     def longest(self, prompt_length: int, context: int | None) -> int:
         """How many tokens the decoder may hold at the end, those of the prompt included."""
         if self.max_new_tokens is not None or self.max_length is None:

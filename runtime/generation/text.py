@@ -46,14 +46,6 @@ class TextGenerator:
             return settings
         return Settings.of(self.defaults, *defaults, **{**asked, "eos_token_id": [*settings.eos_token_id, *more]})
 
-    def first_token(self, settings: Settings) -> int:
-        """What a decoder begins with that has no prompt. Raises RequestError when the checkpoint does not say."""
-        first = settings.decoder_start_token_id
-        first = settings.bos_token_id if first is None else first
-        if first is None:
-            raise RequestError("There is nothing to go on from: an empty prompt, and a model without a first token.")
-        return first
-
     def job(
         self,
         prompt: Sequence[int],
@@ -66,7 +58,7 @@ class TextGenerator:
         beside = self.session.encode(feeds or {})
         return Job(
             lambda: self.session.decoder.start(beside),
-            tuple(prompt) or (self.first_token(settings),),
+            tuple(prompt) or (settings.first_token,),
             settings,
             self.context,
             None if feeds is None or "input_ids" not in feeds else feeds["input_ids"],
