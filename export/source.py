@@ -18,12 +18,12 @@ import transformers
 from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
-from ..runtime.errors import DamagedError, PalmtopError, RequestError, UnsupportedError
+from ..runtime.errors import DamagedError, PalmtopError, RequestError
 from .card import ModelCard, read_card
 from .inputs import kinds, parameters
 from .sentence import SentenceModules, lower_casing, read_sentence_modules
 from .tasks import Task, fitting, get_task, infer_task
-from .tokenization.moses import LANGUAGES, rebuilt
+from .tokenization.rebuild import rebuilt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -183,7 +183,8 @@ def open_source(
         tokenizer = _load_tokenizer(folder, name, trust_remote_code)
         slow = None if tokenizer.is_fast else tokenizer
         if slow is not None:
-            tokenizer = _rebuilt(slow, name)
+            with quiet_transformers():
+                tokenizer = rebuilt(slow, name)
     if sentence is not None and sentence.lowercase and tokenizer is not None:
         backend = tokenizer.backend_tokenizer
         backend.normalizer = lower_casing(backend.normalizer)
@@ -359,18 +360,6 @@ def _load_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrai
             "Remedy: copy the tokenizer files of the checkpoint that it was fine-tuned from."
         )
     return tokenizer
-
-
-def _rebuilt(slow: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """A Python tokenizer as steps that phones know, where that is possible."""
-    if type(slow).__name__ not in LANGUAGES:
-        raise UnsupportedError(
-            f"{name} uses {type(slow).__name__}, which runs Python code and has no tokenizer.json to carry to a "
-            "phone. "
-            "Remedy: convert it to a fast tokenizer and save that in the checkpoint."
-        )
-    with quiet_transformers():
-        return rebuilt(slow)
 
 
 def _sha256(path: Path) -> str:

@@ -7,7 +7,8 @@ import json
 import pytest
 from palmtop.export.source import open_source
 from palmtop.export.tokenization.golden import tokenizer_cases
-from palmtop.export.tokenization.moses import moses_backend, rebuilt
+from palmtop.export.tokenization.moses import moses_backend
+from palmtop.export.tokenization.rebuild import rebuilt
 from palmtop.export.tokenization.spec import specification
 from palmtop.runtime.errors import UnsupportedError
 from tokenizers import Tokenizer, normalizers

@@ -1,0 +1,51 @@
+"""Python tokenizers of Transformers as `tokenizers` pipelines with the same ids, by the class of the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+
+from ...runtime.errors import UnsupportedError
+from .moses import LANGUAGES, moses_backend
+from .raw_bytes import bytes_backend
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REBUILDERS: dict[str, Callable[[PreTrainedTokenizerBase], Tokenizer]] = {
+    **dict.fromkeys(LANGUAGES, moses_backend),
+    "ByT5Tokenizer": bytes_backend,
+    "PerceiverTokenizer": bytes_backend,
+}
+
+
+def rebuilt(slow: PreTrainedTokenizerBase, name: str = "The checkpoint") -> Any:
+    """The slow tokenizer as a fast one of transformers, with the same special tokens and settings.
+
+    Raises:
+        UnsupportedError: nothing rebuilds its class, or its vocabulary holds what no pipeline can.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    make = REBUILDERS.get(type(slow).__name__)
+    if make is None:
+        raise UnsupportedError(
+            f"{name} uses {type(slow).__name__}, which runs Python code and has no tokenizer.json to carry to a "
+            "phone. "
+            "Remedy: convert it to a fast tokenizer and save that in the checkpoint."
+        )
+    roles = ("unk", "bos", "eos", "sep", "pad", "cls", "mask")
+    named = {
+        f"{role}_token": str(token) for role in roles if (token := getattr(slow, f"{role}_token", None)) is not None
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=make(slow),
+        model_max_length=slow.model_max_length,
+        model_input_names=list(slow.model_input_names),
+        padding_side=slow.padding_side,
+        truncation_side=slow.truncation_side,
+        clean_up_tokenization_spaces=bool(slow.clean_up_tokenization_spaces),
+        **named,
+    )
