@@ -21,7 +21,7 @@ from .card import ModelCard
 from .inputs import Inputs, make_inputs
 from .reference import Call, Reference
 from .source import Source
-from .tasks import output_names, run_task
+from .tasks import output_names, reads_own_text, run_task
 
 # How a cache of keys and values is kept: it grows with each call, or has room for the whole context from the start.
 GROWING, STATIC = "growing", "static"
@@ -161,4 +161,5 @@ def reference_of(source: Source, model: torch.nn.Module, inputs: Inputs) -> Refe
         )
         for name in names
     )
-    return Reference(model, run_task(source, names), outputs)
+    own_text = reads_own_text(_fed(source, model), inputs.example)
+    return Reference(model, run_task(source, names, own_text), outputs)

@@ -63,7 +63,7 @@ def output_names(source: Source, model: torch.nn.Module, example: Mapping[str, t
 def found_outputs(model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     """What a model without a head gives: its last hidden state, or all tensors of a model of several towers."""
     with torch.no_grad():
-        result = model(**example, **_settings(model))
+        result = model(**_fed(model, example, reads_own_text(model, example)), **_settings(model))
     tensors = tuple(
         name for name, value in result.items() if isinstance(value, torch.Tensor) and value.is_floating_point()
     )
@@ -75,20 +75,48 @@ def found_outputs(model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -
 
 
 def run_task(
-    source: Source, names: Sequence[str]
+    source: Source, names: Sequence[str], own_text: bool = False
 ) -> Callable[[torch.nn.Module, dict[str, torch.Tensor]], list[torch.Tensor]]:
-    """How to call the model: named inputs to the tensors of `names` (`output_names`), in order."""
+    """How to call the model: named inputs to the tensors of `names` (`output_names`), in order.
+
+    own_text: whether it `reads_own_text`.
+    """
     sentence = source.sentence is not None
 
     def call(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         encoder = model.encoder if sentence else model
-        result = encoder(**inputs, **_settings(encoder))
+        result = encoder(**_fed(encoder, inputs, own_text), **_settings(encoder))
         tensors = [getattr(result, name) for name in names if name != "sentence_embedding"]
         if sentence:
             tensors.append(embed(model.head, tensors[0], inputs["attention_mask"]))
         return tensors
 
     return call
+
+
+def reads_own_text(model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a model's decoder must be given the text too (T5, Pegasus, Blenderbot; BART and its like do without)."""
+    takes = inspect.signature(model.forward).parameters
+    if "decoder_input_ids" not in takes or "input_ids" not in example or "decoder_input_ids" in example:
+        return False
+    try:
+        with torch.no_grad():
+            model(**example, **_settings(model))
+    except (ValueError, TypeError, AttributeError):  # each says in its own way that the decoder has no ids
+        return True
+    return False
+
+
+def _fed(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], own_text: bool) -> dict[str, torch.Tensor]:
+    """Inputs with those of the decoder where it `reads_own_text`: the text, one place later, as when it is trained."""
+    if not own_text:
+        return dict(inputs)
+    ids, config = inputs["input_ids"], model.config
+    found = (getattr(config, name, None) for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"))
+    first = next((token for token in found if isinstance(token, int)), 0)
+    places = torch.arange(ids.shape[1])
+    shifted = ids[:, (places - 1).clamp(min=0)]  # not `ids[:, :-1]`, which torch.export wants two tokens or more for
+    return {**inputs, "decoder_input_ids": torch.where(places == 0, first, shifted)}
 
 
 def _settings(model: torch.nn.Module) -> dict[str, Any]:

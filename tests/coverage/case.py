@@ -117,7 +117,7 @@ def _quiet() -> Iterator[None]:
 
 
 def serve() -> None:
-    """Take `{"model_type", "task", "targets", "seconds", "path"}` a line, and answer each with the path of its result."""
+    """Take a JSON object a line (model_type, task, targets, seconds, path) and answer with the path of its result."""
     import palmtop.export
     import palmtop.export.targets.coreml_convert
     import palmtop.export.targets.executorch_lowering  # noqa: F401

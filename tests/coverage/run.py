@@ -61,8 +61,7 @@ def main() -> int:
     console = Console(stderr=True)
     chosen = [
         (kind, task)
-        for kind, tasks in pairs.items()
-        for task in tasks
+        for kind, task in _by_breadth(pairs)
         if (not options.only or kind in options.only) and (not options.tasks or task in options.tasks)
     ]
     todo = [pair for pair in chosen if _wanted(pair, options)]
@@ -111,6 +110,12 @@ def main() -> int:
         share = done / len(everything) if everything else 0
         console.print(f"{target}: {done} of {len(everything)} verified ({share:.1%}), {known} run")
     return 0
+
+
+def _by_breadth(pairs: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """One task of every type, then a second of each, ...: a run that is broken off has seen something of all."""
+    placed = [(index, kind, task) for kind, tasks in pairs.items() for index, task in enumerate(tasks)]
+    return [(kind, task) for _, kind, task in sorted(placed, key=lambda entry: entry[0])]
 
 
 def place(model_type: str, task: str) -> Path:
