@@ -225,6 +225,11 @@ def show_report(console: Console, report: Report, sizes: dict[str, int]) -> None
     for entry in report.artifacts:
         if entry.status == "not executed":
             console.warn(f"{entry.path}: converted, not executed. {entry.reason}")
+        if entry.agreement is not None and entry.agreement.excused and entry.agreement.least is None:
+            console.say(
+                f"{entry.path}: {entry.agreement.excused} of {entry.agreement.total} decisions differ, where the "
+                "reference's own best two are closer than the error that is allowed."
+            )
 
 
 def _rows(entry: ArtifactReport, sizes: dict[str, int]) -> list[tuple[str, ...]]:
