@@ -196,7 +196,7 @@ def _capture_part(subject: Subject, part: Part) -> Captured:
         read = {node.name for node in captured.program.graph.nodes if node.op == "placeholder" and node.users}
         used = tuple(spec for spec in inputs if spec.name in read)
         if len(used) == len(inputs) or not used:
-            return dataclasses.replace(captured, method=part.method, caches=part.caches)
+            return dataclasses.replace(captured, method=part.method, caches=part.caches, told=part.told)
         inputs = used
 
 

@@ -31,6 +31,8 @@ log = logging.getLogger("palmtop")
 # torch.export needs an upper bound to write down when a program has none; beyond any real axis.
 _NO_UPPER_BOUND = 2**31 - 1
 
+_ONE_ROW = "The model's code is bound to the batch that it is traced with: artifacts take one row at a time."
+
 # Each attempt narrows at least one axis or hands it to torch.export.
 _MOST_ATTEMPTS = 5
 
@@ -44,9 +46,10 @@ class Captured:
     `inputs` and `outputs` are in the program's order; their dims say which axes vary, by symbol, within which range.
     `example` holds the traced inputs by name; a dynamic program accepts any other size its dims admit.
     `method` names what of the model this is, `caches` pairs of an input and the output that takes its place in the next
-    call. `notes` are things a user should know (an axis that had to become constant, say). `quantized` has, by the name
-    of a parameter in the program, the integers of weights that a plan quantizes; the program's own values are what they
-    stand for, so that whatever a target does not store as integers is the same model still.
+    call, `told` what ExecuTorch's runners ask of a model (`get_bos_id`, `get_eos_ids`). `notes` are things a user should
+    know (an axis that had to become constant, say). `quantized` has, by the name of a parameter in the program, the
+    integers of weights that a plan quantizes; the program's own values are what they stand for, so that whatever a
+    target does not store as integers is the same model still.
     """
 
     program: ExportedProgram
@@ -57,6 +60,7 @@ class Captured:
     quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     method: str = "forward"
     caches: tuple[tuple[str, str], ...] = ()
+    told: Mapping[str, int | list[int]] = field(default_factory=dict)
     _specialized: dict[tuple, Captured] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -109,7 +113,12 @@ class Captured:
                 for spec in self.outputs
             )
             self._specialized[key] = dataclasses.replace(
-                narrowed, outputs=outputs, quantized=self.quantized, method=self.method, caches=self.caches
+                narrowed,
+                outputs=outputs,
+                quantized=self.quantized,
+                method=self.method,
+                caches=self.caches,
+                told=self.told,
             )
         return self._specialized[key]
 
@@ -158,8 +167,29 @@ def capture(
     program = normalize(program)
     refuse_state(program)
     specs, found = _input_specs(program, inputs)
+    if _one_batch_alone(specs, inputs):
+        log.debug("the model is bound to the batch that it is traced with: traced again with one row")
+        single = [_with_batch_of_one(spec) for spec in inputs]
+        rows = {spec.name: _resized(example[spec.name], spec) for spec in single}
+        return capture(model, rows, single, output_names, trace=trace, notes=[*notes, _ONE_ROW])
     outputs = output_specs(program, output_names, specs)
     return Captured(program, specs, outputs, dict(example), (*notes, *found))
+
+
+def _one_batch_alone(found: Sequence[TensorSpec], asked: Sequence[TensorSpec]) -> bool:
+    """Whether tracing bound the model to its batch of several rows, though it was asked to vary from one on."""
+    pairs = [
+        (dim, wanted)
+        for spec, other in zip(found, asked, strict=True)
+        for dim, wanted in zip(spec.dims, other.dims, strict=True)
+        if dim.symbol == "batch" and not wanted.is_constant
+    ]
+    return any(dim.is_constant and dim.constant != 1 and wanted.admits(1) for dim, wanted in pairs)
+
+
+def _with_batch_of_one(spec: TensorSpec) -> TensorSpec:
+    one = Dim(symbol="batch", values=(1,))
+    return dataclasses.replace(spec, dims=tuple(one if dim.symbol == "batch" else dim for dim in spec.dims))
 
 
 def refuse_state(program: ExportedProgram) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from ...runtime.errors import PalmtopError, RequestError, UnsupportedError
 from ...runtime.manifest import Artifact, Dim
 from ..capture import Captured
+from ..generation.states import can_keep, into_states, state_specs, without_caches
 from ..modules import module_path
 from . import Options, Target, UnsupportedOperation, file_stem
 
@@ -41,12 +42,16 @@ def plan(captured: Captured, options: Options) -> Artifact:
     if options.precision not in (*_PRECISIONS, *(_INTEGERS if captured.quantized else ())):
         raise RequestError(f"The executorch target writes {' and '.join(_PRECISIONS)}, not {options.precision}.")
     narrowed = captured.specialize(_axes(captured, options))
+    keeps = can_keep(narrowed)
+    inputs, outputs = without_caches(narrowed) if keeps else (narrowed.inputs, narrowed.outputs)
+    kept = state_specs(narrowed, "float16" if options.precision == "fp16" else "float32") if keeps else ()
     return Artifact(
         target="executorch",
         path=f"executorch/{file_stem(captured)}.pte",
         precision=options.precision,
-        inputs=narrowed.inputs,
-        outputs=narrowed.outputs,
+        inputs=inputs,
+        outputs=outputs,
+        states=kept,
         quantization=_quantization(narrowed, options),
         methods={captured.method: "forward"},
         minimum_os={"ios": "17.0", "macos": "12.0"},  # what ExecuTorch's Swift package asks for
@@ -78,7 +83,9 @@ def _axes(captured: Captured, options: Options) -> dict[str, Dim]:
         longest = max(lengths) if lengths else dim.largest
         if longest is None:
             longest = max(_LARGEST_UNBOUNDED, dim.min or 1)
-        if not options.dynamic or (lengths and len(lengths) == 1):
+        if captured.caches and not options.dynamic:
+            axes[symbol] = Dim(symbol=symbol, values=(1,))  # what keeps a cache takes one token after the other
+        elif not options.dynamic or (lengths and len(lengths) == 1):
             axes[symbol] = Dim(symbol=symbol, values=(longest,))
         elif dim.values is None:
             axes[symbol] = Dim(symbol=symbol, min=dim.min or 1, max=longest)
@@ -114,16 +121,18 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
 
 
 def specialized(captured: Captured, artifact: Artifact) -> Captured:
-    """The captured program with the axes that the artifact's signature states."""
+    """The captured program with the axes that the artifact's signature states, and its cache in the states."""
     planned = {spec.name: spec for spec in artifact.inputs}
-    return captured.specialize(
+    narrowed = captured.specialize(
         {
             dim.symbol: there
             for spec in captured.inputs
+            if spec.name in planned
             for dim, there in zip(spec.dims, planned[spec.name].dims, strict=True)
             if dim.symbol is not None
         }
     )
+    return into_states(narrowed) if artifact.states else narrowed
 
 
 def _not_lowered(captured: Captured, error: Exception) -> UnsupportedError:

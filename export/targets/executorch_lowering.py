@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+from executorch.exir import (
+    EdgeCompileConfig,
+    EdgeProgramManager,
+    ExecutorchBackendConfig,
+    to_edge_transform_and_lower,
+)
+from executorch.exir.delegate import executorch_call_delegate
 from torch.export import ExportedProgram
 
 from ...runtime.backends.executorch import IDENTITY_METHOD
@@ -48,10 +54,10 @@ def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path)
             partitioner=[Partitioner()],
             # The checks trace the graph again after every pass; what they could find, the file's own check does.
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            constant_methods=_constants(artifact, identity),
+            constant_methods=_constants(captured, artifact, identity),
         )
         _check_axes(edge.exported_program(), artifact)
-        manager = edge.to_executorch()
+        manager = edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=_writes_in_place(edge)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         manager.write_to_file(file)
@@ -71,16 +77,37 @@ def _whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _constants(artifact: Artifact, identity: str) -> dict[str, object]:
+def _constants(captured: Captured, artifact: Artifact, identity: str) -> dict[str, object]:
     """What a phone asks of a `.pte` before it runs it, each a method without arguments.
 
-    `get_max_seq_len` is what ExecuTorch's own runners call the longest sequence.
+    The names are those that ExecuTorch's own runners ask for (`extension/llm/runner/constants.h`).
     """
     constants: dict[str, object] = {IDENTITY_METHOD: identity}
     longest = {dim.largest for spec in artifact.inputs for dim in spec.dims if dim.symbol == "sequence"}
     if len(longest) == 1 and None not in longest:
         constants["get_max_seq_len"] = longest.pop()
-    return constants
+    if artifact.states:
+        logits = next(spec for spec in captured.outputs if spec.name == "logits")
+        constants |= {
+            "get_max_context_len": artifact.states[0].dims[2].constant,
+            "get_vocab_size": logits.dims[-1].constant,
+            "use_kv_cache": True,
+            "use_sdpa_with_kv_cache": False,
+            "enable_dynamic_shape": constants.get("get_max_seq_len", 1) != 1,
+        }
+    return constants | dict(captured.told)
+
+
+def _writes_in_place(edge: EdgeProgramManager) -> bool:
+    """Whether keys and values may be written where they are to stand, not into a copy of the whole cache.
+
+    executorch 1.4.1 gives a changed view of memory written in place (a reshape of it, outside of delegates) an address
+    of its own, where nothing is.
+    """
+    program = edge.exported_program()
+    written = [node for node in program.graph.nodes if node.name in program.graph_signature.buffers_to_mutate]
+    readers = {user for node in written for user in node.users if user.op != "output"}
+    return bool(written) and all(user.target is executorch_call_delegate for user in readers)
 
 
 def _check_axes(program: ExportedProgram, artifact: Artifact) -> None:

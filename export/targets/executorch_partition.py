@@ -38,7 +38,7 @@ class Partitioner(XnnpackPartitioner):
         groups = super().get_matched_nodes_from_configs(program)
         taken = {node for group in groups for node in group}
         kept = [
-            sorted((node for node in group if not _shared(program, node, taken)), key=order.__getitem__)
+            sorted((node for node in group if not _stays_outside(program, node, taken)), key=order.__getitem__)
             for group in groups
         ]
         return sorted((group for group in kept if group), key=lambda group: order[group[0]])
@@ -60,7 +60,7 @@ class Partitioner(XnnpackPartitioner):
             partition.id = place
             for node in list(partition.nodes):
                 for source in node.all_input_nodes:
-                    if source not in placed and is_constant_data(program, source):
+                    if source not in placed and _is_constant(program, source):
                         partition.add_node(source)
                         placed.add(source)
         return found
@@ -103,8 +103,18 @@ def _stages(program: ExportedProgram, partitions: list[Partition]) -> list[Parti
     return [Partition(id=number, nodes=dict.fromkeys(nodes)) for number, nodes in sorted(parted.items())]
 
 
-def _shared(program: ExportedProgram, node: Node, taken: set[Node]) -> bool:
-    return is_constant_data(program, node) and any(user not in taken for user in node.users)
+def _stays_outside(program: ExportedProgram, node: Node, taken: set[Node]) -> bool:
+    """Whether a weight or a state, for the time being or for good, is no part of a delegate."""
+    if not is_constant_data(program, node):
+        return False
+    return not _is_constant(program, node) or any(user not in taken for user in node.users)
+
+
+def _is_constant(program: ExportedProgram, node: Node) -> bool:
+    """Whether a node is a weight: a buffer that the program writes into is none."""
+    signature = program.graph_signature
+    written = signature.inputs_to_buffers.get(node.name) in set(signature.buffers_to_mutate.values())
+    return is_constant_data(program, node) and not written
 
 
 def _computes(node: Node) -> bool:

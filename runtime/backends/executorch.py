@@ -56,16 +56,23 @@ class ExecutorchRunner:
                 names = {self._program.get_method_name(index) for index in range(self._program.num_methods())}
                 if entry not in names:
                     raise DamagedError(f"{path} has no method '{entry}', which the manifest names.")
+                self._entry, self._stateful = entry, bool(artifact.states)
                 self._method = self._program.load_method(entry)
         except RuntimeError as error:
             raise DamagedError(f"{path} cannot be loaded by ExecuTorch: {error}{_last(said)}") from error
         self._torch = torch
         self.engine = f"ExecuTorch {_version()}"
 
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Execute `forward`. Raises RequestError when the program refuses these sizes."""
+    def new_state(self) -> Any:
+        """A method loaded anew: what it writes into its buffers is its own, and they begin as zeros."""
+        return self._program.load_method(self._entry)
+
+    def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
+        """Execute the method. Raises RequestError when the program refuses these sizes."""
+        if state is None:
+            state = self.new_state() if self._stateful else self._method
         try:
-            results = self._method([self._tensor(feeds[name]) for name in self._inputs])
+            results = state([self._tensor(feeds[name]) for name in self._inputs])
         except RuntimeError as error:
             raise RequestError(f"ExecuTorch could not run the model: {error}") from error
         if len(results) != len(self._outputs):
