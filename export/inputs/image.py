@@ -26,7 +26,7 @@ from .pictures import golden_photos, photo, photos, probes
 # Where nothing says how large pictures are.
 _USUAL_SIDE, _USUAL_PHOTO = 224, (480, 640)
 # Beyond this many pixels a picture is large for a model: fewer cases prove it.
-_LARGE = 500_000
+_LARGE = 200_000
 _KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
