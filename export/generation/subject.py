@@ -16,6 +16,7 @@ from ..source import Source
 from ..subject import STATIC, Part
 from .decoder import Decoder
 from .encoder_decoder import EncoderDecoder
+from .languages import languages_of
 
 # A decoder's context where neither the user nor the model says.
 _USUAL_CONTEXT = 448
@@ -99,6 +100,7 @@ def generation_settings(source: Source, model: torch.nn.Module, inputs: Inputs) 
         **said,
         "context": context_of(model, inputs),
         **({"task_specific_params": specific} if specific and _plain(specific) else {}),
+        **(languages_of(source.tokenizer) if source.tokenizer is not None else {}),
     }
 
 

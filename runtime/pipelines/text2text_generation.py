@@ -113,15 +113,20 @@ class Text2TextGeneration(Pipeline):
             defaults = {**defaults, "forced_bos_token_id": self._language(asked.tgt_lang)}
         settings = self.generator.settings(defaults, **options)
         prefix = defaults.get("prefix", "") if asked.prefix is None else asked.prefix
+        feeds = self.feeds(prefix + text, asked.src_lang, asked.truncation)
+        return self.generator.job((), settings, feeds, cancel)
+
+    def feeds(self, text: str, src_lang: str | None = None, truncation: bool = False) -> dict[str, np.ndarray]:
+        """What the encoder reads of a text: ids and mask, one row. Errors and arguments as in a call."""
         (window,) = self.tokenizer.encode(
-            [prefix + text],
+            [text],
             max_length=self._length_axis.largest,
-            truncation="longest_first" if asked.truncation else None,
+            truncation="longest_first" if truncation else None,
         )
         feeds = self.tokenizer.batch([window], self._length_axis)
-        if asked.src_lang is not None and self._languages:
-            feeds = self._spoken(feeds, self._language(asked.src_lang))
-        return self.generator.job((), settings, feeds, cancel)
+        if src_lang is not None and self._languages:
+            feeds = self._spoken(feeds, self._language(src_lang))
+        return feeds
 
     def _task_defaults(self, asked: _Asked) -> dict[str, Any]:
         task, named = asked.task, [asked.src_lang, asked.tgt_lang]

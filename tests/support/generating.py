@@ -32,9 +32,9 @@ def decoder_checkpoint(folder: Path, kind: str = "tiktoken", chat_template: str 
     return _saved(transformers.LlamaForCausalLM(config), tokenizer, folder, generation)
 
 
-def encoder_decoder_checkpoint(folder: Path, kind: str = "t5", **generation) -> Path:
-    """A BART with such a vocabulary."""
-    tokenizer = _tokenizer(kind, None)
+def encoder_decoder_checkpoint(folder: Path, kind: str = "t5", tokenizer=None, **generation) -> Path:
+    """A BART with such a vocabulary, or with a tokenizer of one's own."""
+    tokenizer = tokenizer or _tokenizer(kind, None)
     config = transformers.BartConfig(
         vocab_size=len(tokenizer),
         d_model=32,
