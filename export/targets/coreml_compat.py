@@ -218,6 +218,45 @@ def sizes_stay_integers(stack: ExitStack) -> None:
         ("sym_min", mb.minimum),
     ):
         registered(stack, name, binary(build))
+    registered(stack, "div", _of_whole_numbers(_registry().name_to_func_mapping["div"]))
+
+
+def _of_whole_numbers(translate: Callable) -> Callable:
+    """Lengths in samples are divided too, and are beyond what fp16 holds: integers stay what they are."""
+
+    def translate_checked(context: Any, node: Any) -> None:
+        from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
+        from coremltools.converters.mil.mil import Builder as mb
+        from coremltools.converters.mil.mil import types
+
+        x, y, *mode = _get_inputs(context, node)
+        (rounding,) = _get_kwinputs(context, node, "rounding_mode", default=[mode[0] if mode else None])
+        rounding = getattr(rounding, "val", rounding)
+        if rounding is None or not (types.is_int(x.dtype) and types.is_int(y.dtype)):
+            translate(context, node)
+        elif rounding == "floor":
+            context.add(mb.floor_div(x=x, y=y, name=node.name))
+        else:  # towards zero
+            size = mb.floor_div(x=mb.abs(x=x), y=mb.abs(x=y))
+            context.add(mb.mul(x=size, y=mb.mul(x=mb.sign(x=x), y=mb.sign(x=y)), name=node.name))
+
+    return translate_checked
+
+
+@workaround(_ALL, "gelu(approximate='tanh') is converted as the exact one, or not at all")
+def gelu_is_approximate_when_asked(stack: ExitStack) -> None:
+    """Of `torch.export`'s arguments by keyword the translation sees none, of those by position the wrong thing."""
+
+    def translate(context: Any, node: Any) -> None:
+        from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
+        from coremltools.converters.mil.mil import Builder as mb
+
+        source, *given = _get_inputs(context, node)
+        (kind,) = given or _get_kwinputs(context, node, "approximate", default=["none"])
+        approximate = getattr(kind, "val", kind) == "tanh"
+        context.add(mb.gelu(x=source, mode="TANH_APPROXIMATION" if approximate else "EXACT", name=node.name))
+
+    registered(stack, "gelu", translate)
 
 
 @workaround(_ALL, "recurrent layers are unrolled, one copy of the layer for each step of the traced length")

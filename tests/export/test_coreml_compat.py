@@ -74,6 +74,20 @@ def test_bits_of_integers_are_not_taken_for_truth_values(tmp_path):
         lowered(captured, tmp_path / "m.mlpackage")
 
 
+def test_gelu_by_tanh_is_not_the_exact_one(tmp_path):
+    module = Call(lambda self, x: torch.nn.functional.gelu(x, approximate="tanh"))
+    captured = captured_module(module, TEXT)
+    x = torch.linspace(-4, 4, 30).reshape(1, 5, 6)
+    program = lowered(captured, tmp_path / "m.mlpackage")
+    assert distance(run(program, {"x": x})["y"], torch.nn.functional.gelu(x, approximate="tanh")) < 1e-6
+    with without("gelu_is_approximate_when_asked"):
+        try:
+            wrong = lowered(captured, tmp_path / "wrong.mlpackage")
+        except UnsupportedError:
+            return
+        assert distance(run(wrong, {"x": x})["y"], torch.nn.functional.gelu(x, approximate="tanh")) > 1e-5
+
+
 @pytest.mark.parametrize("layer", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
 def test_a_recurrent_layer_stays_one(layer, tmp_path):
     torch.manual_seed(1)
@@ -117,6 +131,23 @@ def test_sizes_can_be_divided(tmp_path):
         x = torch.randn(1, length, 6)
         got = run(program, {"x": x})["y"]
         assert np.array_equal(got, module(x).numpy())
+
+
+@pytest.mark.parametrize("rounding", ["floor", "trunc"])
+def test_lengths_in_samples_become_places(rounding, tmp_path):
+    """As models of sounds mark the last frame of each row."""
+
+    def forward(self, x):
+        places = torch.div(x[:, 0], 320, rounding_mode=rounding)
+        return torch.zeros(x.shape[0], 6).index_put((torch.arange(x.shape[0]), places), torch.tensor(1.0))
+
+    module = Call(forward)
+    captured = captured_module(module, (BATCH, WIDTH), dtype="int64")
+    with without("sizes_stay_integers"), pytest.raises(UnsupportedError, match="share the same data type"):
+        lowered(captured, tmp_path / "without.mlpackage")
+    program = lowered(captured, tmp_path / "with.mlpackage")
+    x = torch.tensor([[641], [320], [319], [1919]]).expand(4, 6)
+    assert np.array_equal(run(program, {"x": x})["y"], module(x).numpy())
 
 
 def test_a_choice_between_numbers_has_the_shape_of_its_condition(tmp_path):
