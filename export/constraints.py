@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
+from types import CodeType
 
 _VIOLATED = re.compile(r"Constraints violated \(([^)]*)\)")
 _CONDITION = re.compile(
@@ -19,8 +20,8 @@ _ALLOWED = (
     ast.Expression, ast.Compare, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Constant, ast.operator, ast.unaryop, ast.cmpop,
     ast.boolop,
 )  # fmt: skip
-# Sizes tried to either side of the traced one.
-_MOST_TRIED = 4096
+# Sizes tried to either side of the traced one: sounds have hundreds of thousands of samples.
+_MOST_TRIED = 1_000_000
 
 
 def violated(message: str) -> set[str]:
@@ -48,24 +49,25 @@ def allowed_ranges(message: str, sizes: Mapping[str, tuple[int, int, int]]) -> d
             low -= 1
         while high < greatest and high - traced < _MOST_TRIED and _holds(condition, high + 1):
             high += 1
+        low = least if traced - low >= _MOST_TRIED else low
         high = greatest if high - traced >= _MOST_TRIED else high
         before = ranges.get(name, (least, greatest))
         ranges[name] = (max(low, before[0]), min(high, before[1]))
     return {name: found for name, found in ranges.items() if found != (sizes[name][0], sizes[name][2])}
 
 
-def _compiled(guard: str) -> ast.Expression | None:
+def _compiled(guard: str) -> CodeType | None:
     try:
         tree = ast.parse(guard.strip(), mode="eval")
     except SyntaxError:
         return None
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     simple = all(isinstance(node, (*_ALLOWED, ast.Name, ast.Load)) for node in ast.walk(tree))
-    return tree if simple and names == {"size"} else None
+    return compile(tree, "<guard>", "eval") if simple and names == {"size"} else None
 
 
-def _holds(condition: ast.Expression, size: int) -> bool:
+def _holds(condition: CodeType, size: int) -> bool:
     try:
-        return bool(eval(compile(condition, "<guard>", "eval"), {"__builtins__": {}}, {"size": size}))
+        return bool(eval(condition, {"__builtins__": {}}, {"size": size}))
     except ArithmeticError:
         return False
