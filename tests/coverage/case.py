@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -27,6 +28,7 @@ os.environ["PALMTOP_CACHE"] = ""
 TARGETS = ("onnx", "coreml", "executorch")
 SECONDS = 420
 BYTES = 20 * 2**30  # of address space: what the libraries map alone is several GiB
+_TITLES = {"onnx": "ONNX", "coreml": "Core ML", "executorch": "ExecuTorch"}
 _EXITS = {1: "mismatch", 2: "error", 3: "error", 4: "refused"}
 
 
@@ -44,12 +46,12 @@ def run(model_type: str, task: str, targets: Sequence[str] = TARGETS) -> dict[st
             result["targets"] = {target: _missed("no checkpoint", error) for target in targets}
             return result
         result |= {"model": made.model_class, "parameters": made.parameters, "kept": list(made.kept)}
-        together = _export(folder, task, targets)
-        if all(entry["status"] == "verified" for entry in together.values()) or len(targets) == 1:
-            result["targets"] = together
-        else:  # one format's failure says nothing of the others
-            for target in targets:
-                result["targets"] |= _export(folder, task, [target])
+        left = list(targets)
+        while left:  # one format's failure says nothing of the others
+            found = _export(folder, task, left)
+            failed = _failed(found)
+            result["targets"] |= {target: found[target] for target in failed or left}
+            left = [target for target in left if failed and target not in failed]
     result["seconds"] = round(time.perf_counter() - began, 1)
     return result
 
@@ -79,6 +81,18 @@ def _export(folder: Path, task: str, targets: Sequence[str]) -> dict[str, dict[s
             "notes": list(done.notes),
         }
     return measured
+
+
+def _failed(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The formats that an export of several broke at, as its error names them; none: all went well, or none could."""
+    entry = next(iter(found.values()))
+    if entry["status"] == "verified" or len(found) == 1:
+        return []
+    text = entry["reason"]
+    named = [t for t in found if re.search(rf"(^|\s){t}[:/]|\bto {_TITLES[t]}\b", text, re.MULTILINE)]
+    if named:
+        return named
+    return [] if entry["status"] in ("refused", "error") else [next(iter(found))]
 
 
 def _length(folder: Path) -> int | None:
