@@ -17,7 +17,6 @@ import torch.fx._pytree as fx_pytree
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 from transformers import PreTrainedModel
-from transformers import PreTrainedModel
 from transformers.exporters import DynamoConfig, DynamoExporter, register_backend
 from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE, apply_onnx_ir_fixes
 from transformers.exporters.metadata import load_treespec
@@ -41,30 +40,10 @@ def trace(
     try:
         config = DynamoConfig(dynamic=dynamic_shapes is not None, dynamic_shapes=dynamic_shapes)
         with _experts_as_products(model):
-            with _experts_as_products(model):
             program, _ = DynamoExporter().export_program(model, example, config)
     finally:
         transformers_logging.set_verbosity(verbosity)
     return program
-
-
-@contextlib.contextmanager
-def _experts_as_products(model: torch.nn.Module) -> Iterator[None]:
-    """Mixtures of experts as batched products while they are traced.
-
-    What Transformers prefers on a CPU sorts tokens by expert and counts them (`histc`), which no format has.
-    """
-    mixtures = []
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and not any(module in set(other.modules()) for other, _ in mixtures):
-            mixtures.append((module, module.get_experts_implementation()))
-    try:
-        for module, _ in mixtures:
-            module.set_experts_implementation("batched_mm")
-        yield
-    finally:
-        for module, before in mixtures:
-            module.set_experts_implementation(before)
 
 
 @contextlib.contextmanager
