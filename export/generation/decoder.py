@@ -41,6 +41,26 @@ class Form:
     shifts: bool = False
 
 
+class Unread(torch.Tensor):
+    """Numbers that a model may compute with, and not make sizes or decisions of: those of a captured program's inputs
+    are not known. Only whether they equal something is told, which Transformers asks when it is not being captured.
+    """
+
+    @staticmethod
+    def of(values: list[int]) -> Unread:
+        return torch.tensor(values).as_subclass(Unread)
+
+    def __index__(self) -> int:
+        raise TypeError("a size that depends on an input")
+
+    __int__ = __bool__ = __index__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor) == other
+
+    __hash__ = torch.Tensor.__hash__
+
+
 class Decoder:
     """A model that generates, with what was found out about it by running it once.
 
@@ -214,8 +234,8 @@ class Decoder:
         tensors = [torch.zeros(1, heads, sum(_TRIED) + 2, depth) for heads, depth in self._shapes()]
         for ids, start in self._steps():
             given = self._tried_beside()
-            logits, *tensors = self._call_fixed(self.model, form, ids, torch.tensor([start]), tensors, given)
-            yield logits[0, -1]
+            logits, *tensors = self._call_fixed(self.model, form, ids, Unread.of([start]), tensors, given)
+            yield logits[0, -1].as_subclass(torch.Tensor)
 
     def _steps(self) -> Iterator[tuple[torch.Tensor, int]]:
         ids, start = self._tokens(), 0
