@@ -49,10 +49,9 @@ class ExecutorchRunner:
 
                 if threads is not None and library._threadpool_get_thread_count() != threads:
                     library._unsafe_reset_threadpool(threads)
+                self._library, self._path = library, path
                 # Kept as long as the method: ExecuTorch's methods read the program's memory.
-                self._program = library._load_program(
-                    str(path), program_verification=library.Verification.InternalConsistency
-                )
+                self._program = self._load()
                 names = {self._program.get_method_name(index) for index in range(self._program.num_methods())}
                 if entry not in names:
                     raise DamagedError(f"{path} has no method '{entry}', which the manifest names.")
@@ -63,16 +62,25 @@ class ExecutorchRunner:
         self._torch = torch
         self.engine = f"ExecuTorch {_version()}"
 
+    def _load(self) -> Any:
+        return self._library._load_program(
+            str(self._path), program_verification=self._library.Verification.InternalConsistency
+        )
+
     def new_state(self) -> Any:
-        """A method loaded anew: what it writes into its buffers is its own, and they begin as zeros."""
-        return self._program.load_method(self._entry)
+        """A program loaded anew, its weights mapped from the file, whose buffers begin as zeros.
+
+        All methods of one loaded program write into the same buffers, and find there what was left.
+        """
+        return _State(self._load(), self._entry)
 
     def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
         """Execute the method. Raises RequestError when the program refuses these sizes."""
-        if state is None:
-            state = self.new_state() if self._stateful else self._method
+        if state is None and self._stateful:
+            state = self.new_state()
+        method = self._method if state is None else state.method
         try:
-            results = state([self._tensor(feeds[name]) for name in self._inputs])
+            results = method([self._tensor(feeds[name]) for name in self._inputs])
         except RuntimeError as error:
             raise RequestError(f"ExecuTorch could not run the model: {error}") from error
         if len(results) != len(self._outputs):
@@ -81,6 +89,14 @@ class ExecutorchRunner:
 
     def _tensor(self, array: np.ndarray) -> Any:
         return self._torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+class _State:
+    """A loaded program, of which a method has written into the buffers."""
+
+    def __init__(self, program: Any, entry: str):
+        self._program = program
+        self.method = program.load_method(entry)
 
 
 def _calls_quantized_kernels(path: Path) -> bool:

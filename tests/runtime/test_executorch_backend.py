@@ -17,7 +17,7 @@ from executorch.exir import to_edge_transform_and_lower
 from palmtop.runtime.backends import executorch as backend
 from palmtop.runtime.backends.executorch_file import constants, describe
 from palmtop.runtime.errors import DamagedError, RequestError
-from palmtop.runtime.manifest import Artifact, Dim, TensorSpec
+from palmtop.runtime.manifest import Artifact, Dim, StateSpec, TensorSpec
 from palmtop.runtime.session import Session
 
 IDENTITY = "feedc0de"
@@ -219,3 +219,40 @@ def test_what_is_missing_is_said_with_how_to_install_it(root, artifact, monkeypa
     assert "pip install 'palmtop[executorch]'" in said
     with pytest.raises(RequestError, match="palmtop"):
         Session.open(root, artifact, IDENTITY)
+
+
+class _Counter(torch.nn.Module):
+    """Adds up what it is given, in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("sum", torch.zeros(1, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sum.add_(x)
+        return self.sum * 1.0
+
+
+def test_states_do_not_leak_into_each_other_and_begin_as_zeros(tmp_path):
+    program = torch.export.export(_Counter(), (torch.ones(1, 3),))
+    (tmp_path / "model.pte").write_bytes(to_edge_transform_and_lower(program).to_executorch().buffer)
+    dims = (Dim(size=1), Dim(size=3))
+    artifact = Artifact(
+        "executorch",
+        "model.pte",
+        "fp32",
+        (TensorSpec("x", "float32", dims),),
+        (TensorSpec("output", "float32", dims),),
+        states=(StateSpec("sum", "float32", dims, "row-major"),),
+    )
+    session = Session(artifact, backend.ExecutorchRunner(tmp_path / "model.pte", artifact, 1))
+    one, other = session.new_state(), session.new_state()
+
+    def add(value, state):
+        return session.run({"x": np.full((1, 3), value)}, state)["output"][0, 0]
+
+    assert [add(1, one), add(10, other), add(2, one), add(20, other)] == [1, 10, 3, 30]
+    del one
+    again = session.new_state()
+    assert [add(5, again), add(1, other), add(5, again)] == [5, 31, 10]
+    assert [add(7, None), add(7, None)] == [7, 7]
