@@ -56,6 +56,7 @@ class ExecutorchRunner:
                 if entry not in names:
                     raise DamagedError(f"{path} has no method '{entry}', which the manifest names.")
                 self._entry, self._stateful = entry, bool(artifact.states)
+                self._unused: Any = self._program  # the first state may have it
                 self._method = self._program.load_method(entry)
         except RuntimeError as error:
             raise DamagedError(f"{path} cannot be loaded by ExecuTorch: {error}{_last(said)}") from error
@@ -72,7 +73,8 @@ class ExecutorchRunner:
 
         All methods of one loaded program write into the same buffers, and find there what was left.
         """
-        return _State(self._load(), self._entry)
+        program, self._unused = self._unused or self._load(), None
+        return _State(program, self._entry)
 
     def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
         """Execute the method. Raises RequestError when the program refuses these sizes."""
