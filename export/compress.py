@@ -18,12 +18,19 @@ from ..runtime.errors import ParityError, RequestError
 from ..runtime.verify import ArtifactReport
 from .capture import Captured
 from .modules import user_path
-from .quantization import Advance, Feeds, Quantizer, check_plan, observe, preset_plan, single_rows
+from .quantization import (
+    Advance,
+    Feeds,
+    Quantizer,
+    calibration_rows,
+    check_plan,
+    observe,
+    preset_plan,
+    sensitivity_rows,
+)
 from .remembered import Cache
 
 METRICS = ("cosine", "top1", "accuracy")
-# What sensitivities are measured on: the order of weights is clear long before their exact numbers.
-_SENSITIVITY_TOKENS = 768
 _MOST_TRIALS = 7
 _AUTO_AGREEMENT = 0.99
 
@@ -150,11 +157,10 @@ def compress(
         ParityError: nothing that was tried holds; says the best found. (With `keep_best` the best is given instead.)
         RequestError: calibration data that cannot be used, a plan for another model.
     """
-    feeds = list(single_rows(calibration))
-    advance = start("Calibrating", len(feeds))
-    statistics = observe(captured, feeds, advance)
     plan = _first_plan(captured, request)
-    quantizer = Quantizer(captured, statistics, plan.smoothing, plan.rounding)
+    feeds = calibration_rows(captured, calibration)
+    advance = start("Calibrating", len(feeds))
+    quantizer = Quantizer(captured, observe(captured, feeds, advance), plan.smoothing, plan.rounding, feeds)
     if request.kind != "auto":
         attempt = _executed(quantizer, plan, execute, start)
         outcome = Outcome(plan, quantizer.captured, attempt)
@@ -234,8 +240,8 @@ def _searched(
     cache = cache or Cache(None)
     table = cache.table()
     if table is None or set(table.rungs) != set(steps):
-        small = list(single_rows(feeds, _SENSITIVITY_TOKENS))
-        advance = start("Measuring sensitivities", sum(len(ladder) - 1 for ladder in steps.values()))
+        small = sensitivity_rows(quantizer.captured, feeds)
+        advance = start("Measuring sensitivities", len(small) * sum(len(ladder) - 1 for ladder in steps.values()))
         table = quantizer.table(steps, small, advance)
         cache.keep_table(table)
     done: dict[str, tuple[Plan, Attempt]] = {}

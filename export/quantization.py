@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from ..quantize.calibrate import Statistics, calibrate, run
+from ..quantize.calibrate import ROOM, Statistics, calibrate, hessians
+from ..quantize.execute import Execution
 from ..quantize.program import store
 from ..quantize.scheme import Plan, Preset, Scheme
 from ..quantize.search import Rung, Table
@@ -24,8 +25,11 @@ from .modules import user_path
 Feeds = dict[str, np.ndarray]
 Advance = Callable[[], None]
 
-# More tokens than these change what is found by less than another choice of texts would.
-_MOST_TOKENS = 32768
+# More tokens than these change what is found by less than another choice of texts would. Large models are calibrated on
+# fewer, down to the second number: so many products of a weight and an input are what a few minutes have room for.
+_MOST_TOKENS, _FEWEST_TOKENS, _PRODUCTS = 32768, 4096, 1e12
+# What sensitivities are measured on: the order of weights is clear long before their exact numbers.
+_SENSITIVITY_TOKENS, _SENSITIVITY_FEWEST, _SENSITIVITY_PRODUCTS = 768, 256, 2e10
 # Tokens, or numbers of another input, that make a batch of short inputs.
 _AT_ONCE = 512
 
@@ -46,9 +50,40 @@ def check_plan(captured: Captured, plan: Plan) -> None:
             raise RequestError(f"The plan names {name}, no weight of this model that can be quantized. Close: {close}.")
 
 
-def observe(captured: Captured, feeds: Iterable[Feeds], progress: Advance | None = None) -> dict[str, Statistics]:
-    """What flows into the model's layers on these inputs, by activation."""
-    return calibrate(captured.program, find_sites(captured.program), _together(captured, feeds, progress))
+def calibration_rows(captured: Captured, batches: Iterable[Feeds]) -> list[Feeds]:
+    """What a model is calibrated with, of inputs that there are."""
+    return single_rows(batches, _affordable(captured, _MOST_TOKENS, _FEWEST_TOKENS, _PRODUCTS))
+
+
+def sensitivity_rows(captured: Captured, rows: Sequence[Feeds]) -> list[Feeds]:
+    """What sensitivities are measured on, in batches: of calibration inputs some of the lengths that most have."""
+    most = _affordable(captured, _SENSITIVITY_TOKENS, _SENSITIVITY_FEWEST, _SENSITIVITY_PRODUCTS)
+    groups: dict[tuple[tuple[int, ...], ...], list[Feeds]] = {}
+    for row in rows:
+        groups.setdefault(tuple(array.shape for array in row.values()), []).append(row)
+    chosen: list[Feeds] = []
+    tokens = 0
+    for group in sorted(groups.values(), key=len, reverse=True):
+        size = max(array.size for array in group[0].values())
+        count = max(min(len(group), most // (3 * size)), 1)  # of three lengths at least
+        chosen += group[:count]
+        tokens += count * size
+        if tokens >= most:
+            break
+    return list(_together(captured, chosen, None))
+
+
+def _affordable(captured: Captured, most: int, fewest: int, products: float) -> int:
+    weights = sum(site.size for site in find_sites(captured.program) if site.kind != "embedding")
+    return int(min(most, max(fewest, products / max(weights, 1))))
+
+
+def observe(
+    captured: Captured, feeds: Iterable[Feeds], progress: Advance | None = None, *, room: int = ROOM
+) -> dict[str, Statistics]:
+    """What flows into the model's layers on these inputs, by activation; Hessians of the first that have room."""
+    sites = find_sites(captured.program)
+    return calibrate(captured.program, sites, _together(captured, feeds, progress), room=room)
 
 
 def _together(captured: Captured, feeds: Iterable[Feeds], progress: Advance | None) -> Iterator[Feeds]:
@@ -78,7 +113,12 @@ def quantized(captured: Captured, plan: Plan, statistics: Mapping[str, Statistic
 
 
 class Quantizer:
-    """Applies plans to one model. Each weight is rounded once for each scheme that any plan gives it."""
+    """Applies plans to one model. Each weight is rounded once for each scheme that any plan gives it.
+
+    feeds: calibration inputs, for Hessians that had no room among the statistics: they are gathered when they are
+    needed, in place of earlier ones, for as many layers as have `room`. Without inputs those layers are rounded to the
+    nearest.
+    """
 
     def __init__(
         self,
@@ -86,6 +126,8 @@ class Quantizer:
         statistics: Mapping[str, Statistics],
         smoothing: float | None = None,
         rounding: str = "gptq",
+        feeds: Sequence[Feeds] = (),
+        room: int = ROOM,
     ):
         program = captured.private_program()
         program._state_dict = dict(program.state_dict)
@@ -94,6 +136,8 @@ class Quantizer:
         self.captured = dataclasses.replace(captured, program=program, quantized={}, _specialized={})
         self.sites = {user_path(site.name): site for site in sites}
         self.smoothing, self.rounding = smoothing, rounding
+        self._nodes = {node.name: node for node in program.graph.nodes}
+        self._feeds, self._room = feeds, room
         self._weights: dict[tuple[str, Scheme], QuantizedWeight] = {}
 
     def weight(self, path: str, scheme: Scheme) -> QuantizedWeight:
@@ -123,74 +167,98 @@ class Quantizer:
     def table(
         self, ladders: Mapping[str, Sequence[Scheme | None]], feeds: Sequence[Feeds], progress: Advance | None = None
     ) -> Table:
-        """What each rung of each weight's ladder costs, alone, on these inputs (see `quantize.search`)."""
-        program = self.captured.program
-        expected = [run(program, feed) for feed in feeds]
-        rungs = {}
-        for path, ladder in ladders.items():
-            site = self.sites[path]
-            found = []
-            for scheme in ladder:
-                if scheme is None:
-                    found.append(Rung(None, 4 * site.size, 0.0))
-                    continue
-                made = self.weight(path, scheme)
-                other = {site.name: made.dequantize()}
-                cost = disagreement(expected, [run(program, feed, instead=other) for feed in feeds])
-                found.append(Rung(scheme, made.bytes, cost))
-                if progress is not None:
-                    progress()
-            rungs[path] = found
-        return Table(rungs)
+        """What each rung of each weight's ladder costs, alone, on these inputs (see `quantize.search`).
+
+        What comes before a weight is computed once for all its rungs.
+
+        Args:
+            progress: called for each rung but the last, on each input.
+        """
+        place = {node: number for number, node in enumerate(self._nodes.values())}
+        first = {
+            path: min((self._nodes[use.node] for use in self.sites[path].uses), key=place.__getitem__)
+            for path in ladders
+        }
+        costs: dict[tuple[str, Scheme], Disagreement] = {}
+        for feed in feeds:
+            execution = Execution(self.captured.program, feed)
+            expected = execution.finish()
+            for path in sorted(ladders, key=lambda path: place[first[path]]):
+                execution.advance(first[path])
+                weight = self._nodes[self.sites[path].placeholder]
+                for scheme in ladders[path]:
+                    if scheme is not None:
+                        actual = execution.finish(instead={weight: self.weight(path, scheme).dequantize()})
+                        costs.setdefault((path, scheme), Disagreement()).add(expected, actual)
+                        if progress is not None:
+                            progress()
+
+        def rung(path: str, scheme: Scheme | None) -> Rung:
+            if scheme is None:
+                return Rung(None, 4 * self.sites[path].size, 0.0)
+            return Rung(scheme, self.weight(path, scheme).bytes, costs[path, scheme].value)
+
+        return Table({path: [rung(path, scheme) for scheme in ladder] for path, ladder in ladders.items()})
 
     def _hessian(self, site: Site) -> torch.Tensor | None:
         """Of a layer's inputs, all its uses together; None for tables, convolutions, and where nothing was seen."""
-        nodes = {node.name: node for node in self.captured.program.graph.nodes}
         total = None
         for use in site.uses:
-            seen = self.statistics.get(layer_input(nodes[use.node]).name) if use.kind == "linear" else None
-            if seen is None or not seen.rows:
+            if use.kind != "linear":
+                return None
+            name = layer_input(self._nodes[use.node]).name
+            seen = self.statistics.get(name)
+            if seen is not None and seen.hessian is None and self._feeds:
+                seen = self._gathered(name)
+            if seen is None or not seen.rows or seen.hessian is None:
                 return None
             total = seen.hessian if total is None else total + seen.hessian
         return total
 
+    def _gathered(self, name: str) -> Statistics:
+        """The statistics of an activation with its Hessian, in place of all Hessians that there are."""
+        self.statistics = {key: dataclasses.replace(seen, hessian=None) for key, seen in self.statistics.items()}
+        feeds = _together(self.captured, self._feeds, None)
+        program = self.captured.program
+        self.statistics |= hessians(program, list(self.sites.values()), feeds, name, room=self._room)
+        return self.statistics[name]
 
-def disagreement(expected: Sequence[Sequence[torch.Tensor]], actual: Sequence[Sequence[torch.Tensor]]) -> float:
+
+class Disagreement:
     """1 minus the mean cosine of rows (along the last axis), of the output where that is largest."""
-    totals = [[0.0, 0] for _ in expected[0]]
-    for one, other in zip(expected, actual, strict=True):
-        for place, (wanted, given) in enumerate(zip(one, other, strict=True)):
+
+    def __init__(self) -> None:
+        self._totals: list[tuple[float, int]] = []
+
+    def add(self, expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> None:
+        """The outputs for one input."""
+        self._totals = self._totals or [(0.0, 0)] * len(expected)
+        for place, (wanted, given) in enumerate(zip(expected, actual, strict=True)):
             rows = torch.nn.functional.cosine_similarity(wanted.double(), given.double(), dim=-1)
-            rows = torch.nan_to_num(rows, nan=0.0)
-            totals[place][0] += float((1 - rows).sum())
-            totals[place][1] += rows.numel()
-    return max(total / max(count, 1) for total, count in totals)
+            total, count = self._totals[place]
+            self._totals[place] = total + float((1 - torch.nan_to_num(rows, nan=0.0)).sum()), count + rows.numel()
+
+    @property
+    def value(self) -> float:
+        return max(total / max(count, 1) for total, count in self._totals)
 
 
-def single_rows(batches: Iterable[Feeds], most: int = _MOST_TOKENS) -> Iterator[Feeds]:
-    """Rows of batches, one at a time, without their padding, up to a number of tokens that is enough."""
+def single_rows(batches: Iterable[Feeds], most: int = _MOST_TOKENS) -> list[Feeds]:
+    """Rows of batches, one at a time, without their padding; of more than so many tokens some from all over them."""
+    rows: list[Feeds] = []
     tokens = 0
     for feeds in batches:
         mask = feeds.get("attention_mask")
         if mask is None or mask.ndim != 2:
-            yield feeds
+            rows.append(feeds)
             continue
         for row, kept in enumerate(mask.astype(bool)):
-            yield {
-                name: array[row : row + 1][:, kept] if array.shape[:2] == mask.shape else array[row : row + 1]
-                for name, array in feeds.items()
-            }
+            rows.append(
+                {
+                    name: array[row : row + 1][:, kept] if array.shape[:2] == mask.shape else array[row : row + 1]
+                    for name, array in feeds.items()
+                }
+            )
             tokens += int(kept.sum())
-            if tokens > most:
-                return
-
-
-def weights_bytes(captured: Captured) -> int:
-    """About how large an artifact is: integers where a plan put some, fp32 elsewhere."""
-    total = 0
-    for name, value in captured.program.state_dict.items():
-        if name in captured.quantized:
-            total += captured.quantized[name].bytes
-        elif isinstance(value, torch.Tensor):
-            total += value.numel() * value.element_size()
-    return total
+    count = math.ceil(len(rows) * most / tokens) if tokens > most else len(rows)
+    return [rows[place * len(rows) // count] for place in range(count)]

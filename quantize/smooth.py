@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -49,15 +48,8 @@ def smooth(
         for (site, _), matrix in zip(members, matrices, strict=True):
             store(program, site.name, site.as_parameter(matrix * factor, program.state_dict[site.name]))
         smoothed = _divide(program, nodes[source], factor, members)
-        found[smoothed.name] = dataclasses.replace(
-            seen,
-            hessian=seen.hessian / torch.outer(factor, factor),
-            largest=seen.largest / factor,
-            low=float((seen.lows / factor).min()),
-            high=float((seen.highs / factor).max()),
-            lows=seen.lows / factor,
-            highs=seen.highs / factor,
-        )
+        hessian = None if seen.hessian is None else seen.hessian / torch.outer(factor, factor)
+        found[smoothed.name] = Statistics(seen.lows / factor, seen.highs / factor, seen.rows, hessian)
     program.graph.lint()
     program.graph_module.recompile()
     return found

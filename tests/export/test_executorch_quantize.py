@@ -12,7 +12,7 @@ from palmtop.export.modules import user_path
 from palmtop.export.quantization import preset_plan, quantized
 from palmtop.export.targets import Options
 from palmtop.export.targets.executorch import plan
-from palmtop.quantize.calibrate import run as run_fp32
+from palmtop.quantize.execute import run as run_fp32
 from palmtop.quantize.scheme import PRESETS, Plan, Scheme
 from palmtop.quantize.sites import find_sites
 from palmtop.runtime.backends.executorch_file import describe

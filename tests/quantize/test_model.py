@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 from palmtop.export.modules import user_path
-from palmtop.export.quantization import Quantizer, check_plan, observe, preset_plan, quantized, single_rows
-from palmtop.quantize.calibrate import Statistics, calibrate, run
+from palmtop.export.quantization import (
+    Quantizer,
+    check_plan,
+    observe,
+    preset_plan,
+    quantized,
+    sensitivity_rows,
+    single_rows,
+)
+from palmtop.quantize.calibrate import Statistics, calibrate
+from palmtop.quantize.execute import run
 from palmtop.quantize.scheme import PRESETS, Plan, Scheme
 from palmtop.quantize.sites import find_sites
 from palmtop.quantize.smooth import smooth
@@ -69,7 +78,7 @@ def test_statistics_by_hand():
     assert seen.hessian.tolist() == [[10.0, 10.0], [10.0, 45.0]]
     assert seen.largest.tolist() == [3.0, 5.0]
     assert (seen.lows.tolist(), seen.highs.tolist()) == ([0.0, -5.0], [3.0, 4.0])
-    assert (seen.low, seen.high, seen.rows) == (-5.0, 4.0, 3)
+    assert seen.rows == 3
 
 
 def test_what_layers_read_is_seen_once_for_all_layers_that_read_it(model, statistics):
@@ -129,8 +138,8 @@ def test_smoothing_is_one_product_for_all_layers_that_read_an_activation(model, 
     for name, entry in again.items():
         assert torch.allclose(entry.hessian, found[name].hessian, rtol=1e-3, atol=1e-3 * float(entry.hessian.max()))
         assert torch.allclose(entry.largest, found[name].largest, rtol=1e-5)
-        assert entry.low == pytest.approx(found[name].low, rel=1e-5)
-        assert entry.high == pytest.approx(found[name].high, rel=1e-5)
+        assert torch.allclose(entry.lows, found[name].lows, rtol=1e-5)
+        assert torch.allclose(entry.highs, found[name].highs, rtol=1e-5)
 
 
 def test_smoothing_makes_the_large_channel_small(model, statistics):
@@ -199,3 +208,28 @@ def test_the_table_has_what_each_weight_costs_alone(model, statistics):
         for one, other in zip(outputs(model.program, feeds()), outputs(alone.program, feeds()), strict=True)
     ]
     assert table.rungs["down"][0].cost == pytest.approx(float(1 - torch.cat(cosines).mean()), rel=1e-6)
+
+
+def test_hessians_that_have_no_room_together_give_the_same_integers(model):
+    schemes = {path: Scheme(4, "block", 32) for path in sites(model)}
+    made = []
+    for room in (2**30, 4 * 64 * 64, 0):
+        statistics = observe(model, feeds(), room=room)
+        quantizer = Quantizer(model, statistics, 0.5, feeds=feeds(), room=room)
+        made.append({path: quantizer.weight(path, scheme) for path, scheme in schemes.items()})
+        if room < 2**30:
+            assert [entry.hessian is None for entry in statistics.values()].count(False) == 1
+            assert sum(entry.hessian is not None for entry in quantizer.statistics.values()) == 1
+    for path, weight in made[0].items():
+        for other in made[1:]:
+            assert (weight.integers != other[path].integers).float().mean() < 0.01  # sums in another order
+    nearest = Quantizer(model, observe(model, feeds()), 0.5, "nearest").weight("down", schemes["down"])
+    assert (nearest.integers != made[0]["down"].integers).float().mean() > 0.05
+
+
+def test_sensitivities_are_measured_on_several_lengths_in_batches(model):
+    rows = [{"x": np.full((1, length), 3)} for length in (5, 7, 7, 9, 9, 9, 4, 4, 4, 4) * 40]
+    shapes = [batch["x"].shape for batch in sensitivity_rows(model, rows)]
+    assert len({length for _, length in shapes}) >= 3
+    assert max(count for count, _ in shapes) > 20
+    assert 700 < sum(count * length for count, length in shapes) < 1100
