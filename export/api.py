@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,7 +84,16 @@ def export_checkpoint(
         ParityError, RequestError, DamagedError, UnsupportedError: see `palmtop.runtime.errors`.
     """
     quantization = _quantization(
-        quantize, plan, min_agreement, metric, data, calibration, prefer, fallback, keep_best, activations
+        quantize,
+        plan,
+        min_agreement=min_agreement,
+        metric=metric,
+        data=data,
+        calibration=calibration,
+        prefer=prefer,
+        fallback=fallback,
+        keep_best=keep_best,
+        activations=activations,
     )
     options = _options(quantize if quantization is None else "none", lengths, max_length, dynamic, keep_fp32, half_io)
     check_destination(Path(destination), force)
@@ -143,7 +154,14 @@ def export_module(
         ParityError, RequestError, UnsupportedError: see `palmtop.runtime.errors`.
     """
     quantization = _quantization(
-        quantize, plan, min_agreement, metric, None, None, prefer, fallback, keep_best, activations
+        quantize,
+        plan,
+        min_agreement=min_agreement,
+        metric=metric,
+        prefer=prefer,
+        fallback=fallback,
+        keep_best=keep_best,
+        activations=activations,
     )
     options = _options(quantize if quantization is None else "none", None, None, True, keep_fp32, half_io)
     check_destination(Path(destination), force)
@@ -175,47 +193,21 @@ def _targets(to: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(to))
 
 
-def _quantization(
-    quantize: str,
-    plan: str | Path | Plan | None,
-    min_agreement: float | None,
-    metric: str,
-    data: str | Path | None,
-    calibration: str | Path | None,
-    prefer: str,
-    fallback: bool,
-    keep_best: bool,
-    activations: str | None,
-) -> Request | None:
+def _quantization(quantize: str, plan: str | Path | Plan | None, **asked: Any) -> Request | None:
+    """What is asked of quantization; None where there is none. `asked`: other fields of `Request`."""
     if plan is not None and quantize not in ("none", "plan"):
         raise RequestError(f"A plan takes the place of --quantize {quantize}: give one of the two.")
     kind = "plan" if plan is not None else quantize
     if kind not in (*QUANTIZATIONS, "plan"):
         raise RequestError(f"Unknown quantization '{quantize}'. Known: {', '.join(QUANTIZATIONS)}.")
     if kind in PRECISIONS:
-        if (
-            min_agreement is not None
-            or metric != "cosine"
-            or data
-            or calibration
-            or keep_best
-            or activations
-            or prefer != "size"
-        ):
+        defaults = {field.name: field.default for field in dataclasses.fields(Request)}
+        if any(value != defaults[name] for name, value in asked.items() if name != "fallback"):
             raise RequestError(f"--quantize {kind} is held to parity itself; agreement is for int8, int4 and auto.")
         return None
-    return Request(
-        kind=kind,
-        plan=plan if isinstance(plan, Plan) or plan is None else Plan.read(plan),
-        min_agreement=min_agreement,
-        metric=metric,
-        data=Path(data) if data is not None else None,
-        prefer=prefer,
-        calibration=Path(calibration) if calibration is not None else None,
-        fallback=fallback,
-        keep_best=keep_best,
-        activations=activations,
-    )
+    files = {name: Path(asked[name]) for name in ("data", "calibration") if asked.get(name) is not None}
+    read = plan if isinstance(plan, Plan) or plan is None else Plan.read(plan)
+    return Request(kind=kind, plan=read, **{**asked, **files})
 
 
 def _options(

@@ -244,26 +244,21 @@ def _searched(
         advance = start("Measuring sensitivities", len(small) * sum(len(ladder) - 1 for ladder in steps.values()))
         table = quantizer.table(steps, small, advance)
         cache.keep_table(table)
-    done: dict[str, tuple[Plan, Attempt]] = {}
-    last: list[str] = []
-    number = 0
+    standing: tuple[str, Attempt] | None = None  # whose artifacts stand in the bundle
 
     def attempt(choice: dict[str, int]) -> Trial:
-        nonlocal number
-        number += 1
+        nonlocal standing
         key = _key(choice)
         known = cache.trial(key)
         if known is not None:
             return dataclasses.replace(known, choice=choice)
-        chosen = plan.replace(table.schemes(choice))
-        result = _executed(quantizer, chosen, execute, start)
+        result = _executed(quantizer, plan.replace(table.schemes(choice)), execute, start)
         if result.hopeless:
             raise ParityError(f"The quantized artifacts cannot be executed:\n  {result.hopeless}")
-        done[key] = chosen, result
-        last[:] = [key]
+        standing = key, result
         details = {"sizes": result.sizes, "milliseconds": result.milliseconds}
         size = sum(result.sizes.values()) or table.size(choice)
-        trial = Trial(choice, table.cost(choice), result.agreement, size, result.passed, details)
+        trial = Trial(choice, result.agreement, size, result.passed, details)
         cache.keep_trial(key, trial)
         return trial
 
@@ -278,12 +273,12 @@ def _searched(
     winner = chosen or max(trials, key=lambda trial: trial.agreement)
     final = plan.replace(table.schemes(winner.choice))
     key = _key(winner.choice)
-    if last != [key]:  # another trial's artifacts stand in the bundle, or none do
-        done[key] = final, _executed(quantizer, final, execute, start)
+    if standing is None or standing[0] != key:
+        standing = key, _executed(quantizer, final, execute, start)
     told = _told(request, table, winner, trials)
     front = {id(trial) for trial in pareto(trials)}
     rows = [_row(trial, trial is winner, id(trial) in front) for trial in trials]
-    return _judged(Outcome(final, quantizer.captured, done[key][1], told, rows), request)
+    return _judged(Outcome(final, quantizer.captured, standing[1], told, rows), request)
 
 
 def _fastest(trials: Sequence[Trial]) -> Trial | None:
@@ -309,12 +304,9 @@ def _row(trial: Trial, chosen: bool, on_front: bool) -> dict[str, Any]:
 
 
 def _told(request: Request, table: Table, winner: Trial, trials: Sequence[Trial]) -> tuple[str, ...]:
-    counts = Counter("as they are" if rung is None else f"{rung.bits} bits" for rung in _schemes(table, winner))
+    schemes = table.schemes(winner.choice).values()
+    counts = Counter("as they are" if scheme is None else f"{scheme.bits} bits" for scheme in schemes)
     parts = ", ".join(f"{count} weights {what}" for what, count in sorted(counts.items()))
     if request.kind in PRESETS:
         return (f"{request.kind} alone does not keep an agreement of {request.bound:g}; now {parts}.",)
     return (f"auto: {parts}, after {len(trials)} trials.",)
-
-
-def _schemes(table: Table, trial: Trial) -> list[Scheme | None]:
-    return list(table.schemes(trial.choice).values())

@@ -56,7 +56,10 @@ class Cache:
     def trial(self, key: str) -> Trial | None:
         """The trial of a plan, by its key, without the plan's `choice`."""
         entry = _read(self._trials).get(key)
-        return Trial(choice={}, **entry) if entry is not None else None
+        try:
+            return Trial(choice={}, **entry) if entry is not None else None
+        except TypeError:  # written by another version
+            return None
 
     def keep_trial(self, key: str, trial: Trial) -> None:
         entry = dataclasses.asdict(trial)

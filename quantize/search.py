@@ -107,7 +107,6 @@ class Trial:
     """A plan that was executed: its agreement is the least of all artifacts'; size in bytes, of all weights."""
 
     choice: dict[str, int]
-    predicted: float
     agreement: float
     size: int
     passed: bool

@@ -16,6 +16,8 @@ from .scheme import Scheme
 PAIR = 128
 # Fractions of the largest weight tried as the end of the integers' range.
 _ENDS = tuple(1 - 0.02 * step for step in range(16))
+# Columns that are rounded before what they leave to make up for goes to all columns after them.
+_STRIDE = 128
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,6 @@ def _storable(scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     return scale.to(kind).to(scale.dtype)
 
 
-def nearest(matrix: torch.Tensor, scheme: Scheme, shape: tuple[int, ...], transposed: bool = False) -> QuantizedWeight:
-    """Round every weight of a (rows, columns) matrix to the nearest integer of its block's grid."""
-    return quantize(matrix, scheme, shape, transposed, hessian=None)
-
-
 def quantize(
     matrix: torch.Tensor,
     scheme: Scheme,
@@ -190,9 +187,6 @@ def _picked(
     ones = torch.ones(len(work), 1)
     tables = palette.tables.float().contiguous()
     return QuantizedWeight(scheme, integers.to(torch.uint8).contiguous(), ones, None, tuple(shape), transposed, tables)
-
-
-_STRIDE = 128
 
 
 def _rows(

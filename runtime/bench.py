@@ -23,6 +23,7 @@ from .backends.coreml import INTERPRETER
 from .bench_inputs import example_calls, feeds_of_length, lengths_of
 from .bundle import Bundle
 from .errors import RequestError
+from .gate import later, of_one_input
 from .golden import GoldenCase
 from .inspect import artifact_size
 from .manifest import Artifact
@@ -90,8 +91,8 @@ class Latency:
 
 
 @dataclass
-class Entry:
-    """What was measured of one contender. `golden` is its agreement with the golden vectors, in this run."""
+class Described:
+    """A contender of a table: its bytes, what executes it, what a reader must know, or why it cannot be executed."""
 
     name: str
     path: str
@@ -100,6 +101,12 @@ class Entry:
     engine: str | None = None
     note: str | None = None
     reason: str | None = None
+
+
+@dataclass
+class Entry(Described):
+    """What was measured of one contender. `golden` is its agreement with the golden vectors, in this run."""
+
     latency: list[Latency] = field(default_factory=list)
     sentences_per_second: dict[str, float | None] = field(default_factory=dict)
     speedups: dict[str, float | None] = field(default_factory=dict)
@@ -109,7 +116,7 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         golden = self.golden
-        values = {key: getattr(self, key) for key in ("name", "path", "precision", "size", "engine", "note", "reason")}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Described)}
         return {
             **values,
             "latency": [_significant(dataclasses.asdict(entry)) for entry in self.latency],
@@ -322,7 +329,8 @@ def _compare(
             entry.problems.append(f"{spec.name} has shape {list(actual.shape)}, the reference {list(expected.shape)}")
             continue
         comparison.add(f"{latency.length} tokens", actual.shape, expected, actual)
-        measures.append(comparison.measure(bound_for(artifact.precision, noise.get(spec.name, Noise(0.0, 0.0)))))
+        floor = noise.get(spec.name, Noise(0.0, 0.0))
+        measures.append(comparison.measure(bound_for(artifact.precision, floor, of_one_input(artifact))))
     latency.cosine = min((measure.cosine for measure in measures), default=None)
     latency.max_error = max((measure.max_error for measure in measures), default=None)
     entry.problems += [measure.describe() for measure in measures if not measure.passed]
@@ -381,6 +389,7 @@ def _golden_agreement(
             task=bundle.manifest.task,
             tokenizer=bundle.manifest.tokenizer,
             noise=noise,
+            least=later(bundle.manifest, contender.session.artifact, golden=True),
             progress=advance,
         )
         entries[contender.name].golden = report

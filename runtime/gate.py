@@ -70,5 +70,11 @@ def later(manifest: Manifest, artifact: Artifact, golden: bool) -> Least:
     return Least(least.asked, least.decisions, dict.fromkeys(found, _below(lowest, _ELSEWHERE)))
 
 
+def of_one_input(artifact: Artifact) -> float | None:
+    """The least agreement on any one input, whose mean is what is bounded; None: no bound."""
+    bound = asked(artifact).asked
+    return None if bound is None else _below(bound, _ELSEWHERE)
+
+
 def _below(measured: float, times: float) -> float:
     return max(1 - times * (1 - measured) - _ROUNDING, 0.0)

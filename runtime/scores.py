@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .bench import EAGER, Contender
+from .bench import EAGER, Contender, Described
 from .bundle import Bundle
 from .errors import RequestError
 from .evaluation import agreement, evaluate, predictor, steps
@@ -20,16 +20,9 @@ from .session import Session
 
 
 @dataclass
-class Score:
+class Score(Described):
     """What one contender scores; `same` is the share of its decisions that are the reference's, None without one."""
 
-    name: str
-    path: str
-    precision: str
-    size: int
-    engine: str | None = None
-    note: str | None = None
-    reason: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     same: float | None = None
     seconds: float | None = None

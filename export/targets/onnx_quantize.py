@@ -298,14 +298,8 @@ def _replace(node: Node, operation: Callable, arguments: tuple) -> None:
 
 
 def _insert(before: Node, operation: Callable, arguments: tuple) -> Node:
-    with before.graph.inserting_before(before):
-        node = before.graph.call_function(operation, arguments)
     value = before.meta["val"]
     if operation is _ours.dequantize.default:
         integers = arguments[0].meta["val"]
         value = integers.new_empty(integers.shape, dtype=torch.float32)
-    node.meta["val"] = value
-    for key in ("nn_module_stack", "stack_trace", "from_node"):
-        if key in before.meta:
-            node.meta[key] = before.meta[key]
-    return node
+    return insert(before, operation, arguments, value)

@@ -13,7 +13,7 @@ from palmtop.export.capture import Captured
 from palmtop.export.modules import user_path
 from palmtop.quantize.scheme import Scheme
 from palmtop.quantize.sites import find_sites
-from palmtop.quantize.weights import nearest
+from palmtop.quantize.weights import quantize
 from palmtop.runtime.mil.package import Package
 from palmtop.runtime.mil.values import constant
 
@@ -27,7 +27,7 @@ def with_integers(captured: Captured, schemes: Mapping[str, Scheme] | Scheme) ->
         scheme = schemes if isinstance(schemes, Scheme) else schemes.get(user_path(site.name))
         if scheme is not None:
             weight = program.state_dict[site.name]
-            stored = nearest(site.as_matrix(weight), scheme, tuple(weight.shape), site.transposed)
+            stored = quantize(site.as_matrix(weight), scheme, tuple(weight.shape), site.transposed)
             program.state_dict[site.name] = torch.nn.Parameter(stored.dequantize(), requires_grad=False)
             quantized[site.name] = stored
     return dataclasses.replace(captured, program=program, quantized=quantized, _specialized={})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 from palmtop.export.tokenization import readers
@@ -15,6 +14,7 @@ from palmtop.runtime.tokenizer_spec import read_tokenizer_spec
 
 from ..support.spec_check import differences
 from ..support.spec_reader import SpecTokenizer
+from ..support.web import needed
 
 PACKAGE = """
 exports.Tokenizer = class {
@@ -60,8 +60,8 @@ def test_a_bundle_without_a_table_can_be_inspected(exported, tmp_path):
     assert inspect_bundle(Bundle.open(exported.path))["readers"]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_a_javascript_reader_is_run_where_node_finds_it(bundle, tmp_path, monkeypatch):
+    needed("node")
     package = tmp_path / "modules" / "@huggingface" / "tokenizers"
     package.mkdir(parents=True)
     (package / "package.json").write_text('{"name": "@huggingface/tokenizers", "version": "9.9", "main": "main.js"}')
@@ -90,8 +90,7 @@ def test_a_javascript_reader_is_run_where_node_finds_it(bundle, tmp_path, monkey
 
 
 def test_our_own_reader_is_in_the_table_where_it_is_built(bundle, tmp_path, monkeypatch):
-    if shutil.which("node") is None:
-        pytest.skip("there is no node here")
+    needed("node")
     folder = bundle / "tokenizer"
     cases = read_tokenizer_golden(folder / "golden.jsonl")
     answers = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from palmtop.quantize.palette import find_palette
 from palmtop.quantize.scheme import Scheme
-from palmtop.quantize.weights import nearest, quantize
+from palmtop.quantize.weights import quantize
 
 from .test_weights import inputs, matrix, output_error
 
@@ -22,7 +22,7 @@ def palette(bits: int, granularity: str = "tensor", block: int | None = None) ->
 def test_every_width_gives_normal_weights_back_about_as_well_as_can_be(bits, error, granularity, block, groups):
     """For many numbers N the least possible is 1.65 / N (Panter and Dite, 1951)."""
     weight = matrix(64, 400)
-    made = nearest(weight, palette(bits, granularity, block), (64, 400))
+    made = quantize(weight, palette(bits, granularity, block), (64, 400))
     assert made.palette.shape == (groups, 2**bits)
     assert made.integers.dtype == torch.uint8
     assert int(made.integers.max()) < 2**bits
@@ -31,7 +31,7 @@ def test_every_width_gives_normal_weights_back_about_as_well_as_can_be(bits, err
 
 def test_each_weight_is_the_nearest_number_of_its_table():
     weight = matrix(12, 50)
-    made = nearest(weight, palette(4, "block", 3), (12, 50))
+    made = quantize(weight, palette(4, "block", 3), (12, 50))
     tables = made.palette.repeat_interleave(3, 0)
     best = (weight.unsqueeze(-1) - tables.unsqueeze(1)).abs().amin(-1)
     assert torch.allclose((made.dequantize() - weight).abs(), best, atol=1e-7)
@@ -41,8 +41,8 @@ def test_each_weight_is_the_nearest_number_of_its_table():
 def test_as_many_numbers_as_there_are_weights_are_those_weights():
     weight = torch.tensor([-1.0, 0.0, 0.25, 3.0]).repeat(6, 5)
     for granularity in ("tensor", "channel"):
-        assert torch.equal(nearest(weight, palette(2, granularity), (6, 20)).dequantize(), weight)
-        assert torch.equal(nearest(weight, palette(8, granularity), (6, 20)).dequantize(), weight)
+        assert torch.equal(quantize(weight, palette(2, granularity), (6, 20)).dequantize(), weight)
+        assert torch.equal(quantize(weight, palette(8, granularity), (6, 20)).dequantize(), weight)
 
 
 def test_zero_weights_stay_zero_and_constants_stay_themselves():
@@ -66,7 +66,7 @@ def test_important_columns_get_the_finer_numbers():
 def test_gptq_keeps_a_layers_output_better_than_the_nearest_number():
     weight, x = matrix(), inputs(96)
     for scheme in (palette(4), palette(2, "block", 8)):
-        plain = nearest(weight, scheme, (24, 96)).dequantize()
+        plain = quantize(weight, scheme, (24, 96)).dequantize()
         kept = quantize(weight, scheme, (24, 96), hessian=x.t() @ x).dequantize()
         assert output_error(weight, kept, x) < 0.75 * output_error(weight, plain, x)
 
@@ -75,21 +75,21 @@ def test_a_palette_is_better_than_integers_of_as_many_bits_a_tensor():
     weight = matrix(64, 400)
     weight[0, 0] = 2.0  # one large weight stretches a grid of equal steps
     errors = [
-        (nearest(weight, scheme, (64, 400)).dequantize() - weight).norm()
+        (quantize(weight, scheme, (64, 400)).dequantize() - weight).norm()
         for scheme in (Scheme(4, "tensor"), palette(4))
     ]
     assert errors[1] < 0.6 * errors[0]
 
 
 def test_rows_that_no_group_divides_share_one_table():
-    made = nearest(matrix(10, 64), palette(4, "block", 4), (10, 64))
+    made = quantize(matrix(10, 64), palette(4, "block", 4), (10, 64))
     assert made.scheme == palette(4)
     assert made.palette.shape == (1, 16)
 
 
 def test_layouts_and_bytes():
     weight = matrix()
-    made = nearest(weight, palette(4), (96, 24), transposed=True)
-    assert torch.equal(made.dequantize(), nearest(weight, palette(4), (24, 96)).dequantize().t())
-    assert nearest(weight, palette(4), (24, 8, 4, 3)).dequantize().shape == (24, 8, 4, 3)
+    made = quantize(weight, palette(4), (96, 24), transposed=True)
+    assert torch.equal(made.dequantize(), quantize(weight, palette(4), (24, 96)).dequantize().t())
+    assert quantize(weight, palette(4), (24, 8, 4, 3)).dequantize().shape == (24, 8, 4, 3)
     assert made.bytes == 24 * 96 // 2 + 16 * 2

@@ -29,7 +29,7 @@ def executed(costs: Table, bound: float, factor: float = 1.0, spread: float = 0.
         if tried is not None:
             tried.append(choice)
         agreement = 1 - factor * costs.cost(choice) - spread
-        return Trial(choice, costs.cost(choice), agreement, costs.size(choice), agreement >= bound)
+        return Trial(choice, agreement, costs.size(choice), agreement >= bound)
 
     return attempt
 
@@ -120,7 +120,7 @@ def test_a_disagreement_that_no_table_explains_does_not_stop_the_search():
 
 def test_the_pareto_front_is_what_nothing_beats_in_both():
     trials = [
-        Trial({}, 0.0, agreement, size, True)
+        Trial({}, agreement, size, True)
         for size, agreement in ((10, 0.9), (20, 0.95), (30, 0.94), (20, 0.93), (40, 0.99))
     ]
     assert [(trial.size, trial.agreement) for trial in pareto(trials)] == [(10, 0.9), (20, 0.95), (40, 0.99)]

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from palmtop.quantize.scheme import Scheme
-from palmtop.quantize.weights import PAIR, fitting, nearest, quantize
+from palmtop.quantize.weights import PAIR, fitting, quantize
 
 INT8, INT4 = Scheme(8), Scheme(4, "block", 32)
 LINEAR = [
@@ -65,21 +65,21 @@ def test_every_linear_scheme_gives_the_weight_back_to_its_number_of_bits(scheme,
 
 
 def test_no_weight_within_the_range_is_further_than_half_a_step_away():
-    made = nearest(matrix(), Scheme(8, "block", 32, symmetric=False), (24, 96))
+    made = quantize(matrix(), Scheme(8, "block", 32, symmetric=False), (24, 96))
     steps = made.scales.repeat_interleave(32, 1)
     inside = made.integers.abs() < 127
     assert float(((made.dequantize() - matrix()).abs() / steps)[inside].max()) <= 0.5 + 1e-4
 
 
 def test_a_tensor_has_one_scale_and_one_zero_point():
-    made = nearest(matrix(), Scheme(8, "tensor", symmetric=False), (24, 96))
+    made = quantize(matrix(), Scheme(8, "tensor", symmetric=False), (24, 96))
     assert len(made.scales.unique()) == len(made.zero_points.unique()) == 1
 
 
 def test_zero_points_pay_where_weights_lie_to_one_side():
     weight = matrix().abs() + 0.2
     errors = [
-        float((nearest(weight, Scheme(4, "channel", symmetric=symmetric), (24, 96)).dequantize() - weight).norm())
+        float((quantize(weight, Scheme(4, "channel", symmetric=symmetric), (24, 96)).dequantize() - weight).norm())
         for symmetric in (True, False)
     ]
     assert errors[1] < 0.7 * errors[0]
@@ -88,7 +88,7 @@ def test_zero_points_pay_where_weights_lie_to_one_side():
 def test_a_positive_matrix_with_zero_points_and_rounded_inputs_keeps_its_large_weights():
     """The bound on neighbours is for kernels that take symmetric weights; here it would cut half of the range off."""
     weight = matrix().abs() + 0.2
-    made = nearest(weight, Scheme(8, symmetric=False, activations="dynamic"), (24, 96))
+    made = quantize(weight, Scheme(8, symmetric=False, activations="dynamic"), (24, 96))
     assert float((made.dequantize() - weight).norm() / weight.norm()) < 0.005
 
 
@@ -131,9 +131,9 @@ def test_scales_of_4_bit_blocks_have_eight_significant_bits():
 
 def test_transposed_weights_and_kernels_come_back_in_their_own_layout():
     weight = matrix()
-    made = nearest(weight, INT8, (96, 24), transposed=True)
-    assert torch.equal(made.dequantize(), nearest(weight, INT8, (24, 96)).dequantize().t())
-    assert nearest(weight, INT8, (24, 8, 4, 3)).dequantize().shape == (24, 8, 4, 3)
+    made = quantize(weight, INT8, (96, 24), transposed=True)
+    assert torch.equal(made.dequantize(), quantize(weight, INT8, (24, 96)).dequantize().t())
+    assert quantize(weight, INT8, (24, 8, 4, 3)).dequantize().shape == (24, 8, 4, 3)
 
 
 def test_the_same_matrix_gives_the_same_integers():
@@ -152,7 +152,7 @@ def test_the_same_matrix_gives_the_same_integers():
     ],
 )
 def test_bytes_are_integers_scales_and_zero_points(scheme, bytes):
-    assert nearest(matrix(), scheme, (24, 96)).bytes == bytes
+    assert quantize(matrix(), scheme, (24, 96)).bytes == bytes
 
 
 # --- neighbours ------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_no_two_neighbours_can_overflow_a_kernel_that_adds_in_16_bits(scheme, he
 
 
 def test_without_rounded_inputs_neighbours_use_the_whole_range():
-    made = nearest(torch.full((8, 96), 0.7), INT8, (8, 96))
+    made = quantize(torch.full((8, 96), 0.7), INT8, (8, 96))
     assert int(made.integers.min()) == 127
 
 
@@ -184,7 +184,7 @@ def test_without_rounded_inputs_neighbours_use_the_whole_range():
 )
 def test_gptq_keeps_a_layers_output_better_than_rounding_to_nearest(scheme):
     weight, seen, unseen = matrix(), inputs(96), inputs(96)[200:] * 0.9
-    plain = nearest(weight, scheme, (24, 96)).dequantize()
+    plain = quantize(weight, scheme, (24, 96)).dequantize()
     kept = quantize(weight, scheme, (24, 96), hessian=seen.t() @ seen).dequantize()
     assert output_error(weight, kept, unseen) < 0.75 * output_error(weight, plain, unseen)
 
@@ -192,7 +192,7 @@ def test_gptq_keeps_a_layers_output_better_than_rounding_to_nearest(scheme):
 def test_gptq_with_inputs_that_have_nothing_in_common_is_as_good_as_nearest():
     weight = matrix()
     x = torch.randn(4000, 96, generator=torch.Generator().manual_seed(2))
-    plain = nearest(weight, INT4, (24, 96)).dequantize()
+    plain = quantize(weight, INT4, (24, 96)).dequantize()
     kept = quantize(weight, INT4, (24, 96), hessian=x.t() @ x).dequantize()
     assert output_error(weight, kept, x) < 1.05 * output_error(weight, plain, x)
 
@@ -217,6 +217,6 @@ def test_inputs_of_one_row_or_none_or_too_large_to_square_are_no_obstacle():
 def test_blocks_longer_than_a_stride_and_strides_that_end_early():
     weight, x = matrix(8, 320), inputs(320, rows=900)
     for scheme in (Scheme(4), Scheme(4, "block", 64)):
-        plain = nearest(weight, scheme, (8, 320)).dequantize()
+        plain = quantize(weight, scheme, (8, 320)).dequantize()
         kept = quantize(weight, scheme, (8, 320), hessian=x.t() @ x).dequantize()
         assert output_error(weight, kept, x) < 0.75 * output_error(weight, plain, x)
