@@ -95,6 +95,7 @@ def measure(work: Path, targets: str, figures: Any) -> None:
     }
     figures.bounds += [
         quantization.Bound(f"auto, {targets}: minutes", seconds / 60, _MOST_SECONDS / 60),
+        quantization.Bound(f"auto, {targets}: CPU minutes", (used.ru_utime + used.ru_stime) / 60, _MOST_SECONDS / 60),
         quantization.Bound(f"auto, {targets}: peak memory, GB", peak / 1e9, _MOST_BYTES / 1e9),
     ]
     rows = [
