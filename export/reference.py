@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ from .capture import flat_tensors
 
 Call = Callable[[torch.nn.Module, dict[str, torch.Tensor]], object]
 
-# The noise floor needs a copy of the model in fp64; beyond this many parameters a perturbed run stands in for it.
+# The noise floor needs the model in fp64; beyond this many parameters a perturbed run stands in for it.
 _MOST_FOR_FP64 = 400_000_000
+# Beyond this many no copy of all weights is made: each module's are changed while it runs.
+_MOST_FOR_COPY = 50_000_000
 _MOST_FOR_ONE_THREAD = 200_000_000
 # The noise floor is measured on cases of this many tokens in all; of pixels or samples, for models without text.
 _NOISE_TOKENS = 1024
@@ -38,7 +41,9 @@ class Reference:
         """Outputs by name for named inputs, computed eagerly."""
         inputs = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
         if model is not None:
-            dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+            dtype = getattr(model, _COMPUTES, None) or next(
+                (p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32
+            )
             inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
         with torch.no_grad(), _one_thread(self.model):
             results = flat_tensors(self.call(model if model is not None else self.model, inputs))
@@ -70,21 +75,89 @@ class Reference:
         """The model in fp64, or one whose weights are off by one rounding where fp64 is not to be had."""
         parameters = sum(p.numel() for p in self.model.parameters())
         if parameters <= _MOST_FOR_FP64:
-            wide = copy.deepcopy(self.model).double()
+            wide = copy.deepcopy(self.model).double() if parameters <= _MOST_FOR_COPY else self._changed(_widened)
             try:
                 self.run(feeds, wide)
             except (RuntimeError, TypeError):  # models that make fp32 tensors in their code
                 del wide
             else:
                 return wide
-        rounded = copy.deepcopy(self.model)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in rounded.parameters():
-                if parameter.is_floating_point():
-                    sign = torch.randint(0, 2, parameter.shape, generator=generator).to(parameter.dtype) * 2 - 1
-                    parameter.mul_(1 + sign * 2.0**-23)
-        return rounded
+        return self._changed(_nudged)
+
+    def _changed(self, change: Change) -> torch.nn.Module:
+        """The model with other weights, which a module has while it runs: there is never a copy of all of them."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        other = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
+        if change is _widened:
+            setattr(other, _COMPUTES, torch.float64)
+        for path, module in other.named_modules():
+            if module._parameters or module._buffers:
+                _change_while_running(module, path, change)
+        return other
+
+
+# The dtype that a model computes in whose parameters do not tell.
+_COMPUTES = "palmtop_computes"
+# How many values are changed at once.
+_CHUNK = 1 << 22
+
+# A tensor's name, itself, and whether it is a parameter, to what a module shall compute with.
+Change = Callable[[str, torch.Tensor, bool], torch.Tensor]
+
+
+def _widened(name: str, value: torch.Tensor, parameter: bool) -> torch.Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def _nudged(name: str, value: torch.Tensor, parameter: bool) -> torch.Tensor:
+    """Each weight off by one rounding, up or down as its name decides."""
+    if not parameter or not value.is_floating_point():
+        return value
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    changed = value.clone(memory_format=torch.contiguous_format)
+    for part in changed.view(-1).split(_CHUNK):
+        up = torch.randint(0, 2, part.shape, generator=generator, dtype=torch.int8)
+        part.mul_(1 + (up * 2 - 1).to(part.dtype) * 2.0**-23)
+    return changed
+
+
+Kept = list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]]
+
+
+def _exchange(module: torch.nn.Module, path: str, change: Change) -> Kept:
+    """Give a module other weights; gives the old ones, and where they were."""
+    kept: Kept = []
+    for store in (module._parameters, module._buffers):
+        parameter = store is module._parameters
+        for name, value in store.items():
+            if value is None:
+                continue
+            changed = change(f"{path}.{name}", value.detach(), parameter)
+            kept.append((store, name, value))
+            store[name] = torch.nn.Parameter(changed, requires_grad=False) if parameter else changed
+    return kept
+
+
+def _change_while_running(module: torch.nn.Module, path: str, change: Change) -> None:
+    kept: Kept = []
+    depth = 0
+
+    def before(*_: object) -> None:
+        nonlocal depth
+        if depth == 0:  # what calls itself has them already
+            kept.extend(_exchange(module, path, change))
+        depth += 1
+
+    def after(*_: object) -> None:
+        nonlocal depth
+        depth -= 1
+        if depth == 0:
+            for store, name, value in kept:
+                store[name] = value
+            kept.clear()
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after, always_call=True)
 
 
 @contextlib.contextmanager

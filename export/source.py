@@ -21,9 +21,11 @@ from transformers.utils import logging as transformers_logging
 from ..runtime.errors import DamagedError, PalmtopError, RequestError
 from .card import ModelCard, read_card
 from .inputs import kinds, parameters
+from .memory import Weights, weights_of
 from .sentence import SentenceModules, lower_casing, read_sentence_modules
 from .tasks import Task, fitting, get_task, infer_task
 from .tokenization.rebuild import rebuilt
+from .widened import loaded_files, mappable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -77,6 +79,11 @@ class Source:
             return digests[0][1]
         return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests).encode()).hexdigest()
 
+    def weights(self) -> Weights:
+        """What the weights take in fp32. Raises DamagedError when a file is no safetensors file."""
+        files = set(loaded_files(self.folder)) | {path for path in self._weight_files() if path.parent != self.folder}
+        return weights_of(sorted(files))
+
     def weight_names(self) -> set[str]:
         """The names of the tensors in the checkpoint."""
         names: set[str] = set()
@@ -102,10 +109,10 @@ class Source:
             RequestError: the checkpoint has no weights for this task's head.
         """
         loader = getattr(transformers, self.task.auto_class)
-        with quiet_transformers():
+        with quiet_transformers(), mappable(self.folder) as folder:
             try:
                 model, loading = loader.from_pretrained(
-                    self.folder,
+                    folder,
                     config=self.config,
                     dtype=torch.float32,
                     use_safetensors=True,
@@ -128,6 +135,7 @@ class Source:
         mismatched = [entry[0] for entry in loading["mismatched_keys"]]
         if mismatched:
             raise DamagedError(f"Weights of the wrong shape in {self.id}: {', '.join(sorted(mismatched)[:5])}.")
+        model.config.name_or_path = str(self.folder)
         model.eval().requires_grad_(False)
         self._check_head(model, set(loading["missing_keys"]))
         if self.sentence is None:

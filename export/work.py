@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from ..runtime.manifest import Artifact, Manifest
 from ..runtime.parity import Noise
 from ..runtime.verify import ArtifactReport, Case, verify_artifact
 from .capture import Captured
+from .mapped import release
 from .targets import Target
 
 # Called with what happens next and of how many steps it consists; gives what to call after each.
@@ -49,6 +51,7 @@ class Work:
             target = self.targets[artifact.target]
             with timed(self.seconds, target.name):
                 advance = self.start(f"Lowering to {target.name}", 1)
+                _free()
                 target.lower(captured, artifact, self.manifest.identity, self.root / artifact.path)
                 advance()
         reports = []
@@ -56,6 +59,7 @@ class Work:
             with timed(self.seconds, f"verify {target_name}"):
                 parts = self.manifest.parts(target_name)
                 advance = self.start(f"Verifying {signature(parts).path}", len(self.cases))
+                _free()
                 reports.append(self.verify(self.root, parts, advance))
         return reports
 
@@ -78,6 +82,12 @@ class Work:
             least=least,
             progress=advance,
         )
+
+
+def _free() -> None:
+    """Let go of what the stage before left in memory: weights that it read, and objects that refer to each other."""
+    gc.collect()
+    release()
 
 
 @contextlib.contextmanager

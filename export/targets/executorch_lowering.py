@@ -25,6 +25,7 @@ from ..capture import Captured
 from ..precision import half_precision
 from .executorch_half import cast_visitors, to_float, to_half
 from .executorch_integers import linear_visitors
+from .executorch_memory import uncopied
 from .executorch_partition import Partitioner
 from .executorch_patches import quick
 from .executorch_preflight import runtime_kernels
@@ -48,19 +49,20 @@ def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path)
             keep = (artifact.quantization or {}).get("keep_fp32", ())
             half_precision(program, keep, to_half=to_half, to_float=to_float)
         rewrite(program, rounds=any(each.scheme.activations != "none" for each in captured.quantized.values()))
-        edge = to_edge_transform_and_lower(
-            program,
-            transform_passes=[known_slices, plain_reshapes],
-            partitioner=[Partitioner()],
-            # The checks trace the graph again after every pass; what they could find, the file's own check does.
-            compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            constant_methods=_constants(captured, artifact, identity),
-        )
-        _check_axes(edge.exported_program(), artifact)
-        manager = edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=_writes_in_place(edge)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        manager.write_to_file(file)
+        with uncopied(program):
+            edge = to_edge_transform_and_lower(
+                program,
+                transform_passes=[known_slices, plain_reshapes],
+                partitioner=[Partitioner()],
+                # The checks trace the graph again after every pass; what they could find, the file's own check does.
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+                constant_methods=_constants(captured, artifact, identity),
+            )
+            _check_axes(edge.exported_program(), artifact)
+            manager = edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=_writes_in_place(edge)))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                manager.write_to_file(file)
     _check_kernels(path)
 
 

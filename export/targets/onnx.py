@@ -24,13 +24,17 @@ from .. import hf
 from ..capture import Captured
 from ..modules import module_path
 from . import Options, Target, UnsupportedOperation, constant_axes, file_stem, narrow, onnx_fuse, requested_axes
+from .onnx_aside import put_back_halved, weights_aside
 from .onnx_contrib import into_the_standard
 from .onnx_quantize import TRANSLATIONS, state_types, store_integers
 
 aten = torch.ops.aten
 
-# A protobuf file ends at 2 GiB; larger models keep their weights beside it.
-_LARGEST_SINGLE_FILE = 1_900_000_000
+# Larger models keep their weights in a file of their own. A protobuf file ends at 2 GiB, and whoever reads one has its
+# weights in memory twice; those beside it are written one after the other, and mapped by ONNX Runtime.
+_LARGEST_SINGLE_FILE = 1_000_000_000
+# Where a weight begins in that file: at a page, so that it can be mapped by itself.
+_ALIGNMENT = 4096
 _MODULE_KEY = "palmtop.module"
 
 
@@ -76,7 +80,7 @@ def unsupported(captured: Captured, artifact: Artifact) -> list[UnsupportedOpera
 
 
 def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
-    """Write `model.onnx` (and `model.onnx.data` beside it when the weights pass 1.9 GB)."""
+    """Write `model.onnx` (and `model.onnx.data` beside it when the weights pass 1 GB)."""
     captured = captured.specialize(constant_axes(captured, artifact))
     fused = artifact.precision != "fp16"  # which ONNX Runtime's CPU computes in fp32 between casts anyway
     model = _translate(captured, fused)
@@ -92,7 +96,10 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
         model = _to_fp16(model, (artifact.quantization or {}).get("keep_fp32", ()), kept_io)
     path.parent.mkdir(parents=True, exist_ok=True)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    onnx_ir.save(model, path, external_data=f"{path.name}.data" if size > _LARGEST_SINGLE_FILE else None)
+    if size > _LARGEST_SINGLE_FILE:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data", alignment=_ALIGNMENT)
+    else:
+        onnx_ir.save(model, path)
 
 
 def _translate(captured: Captured, fused: bool) -> onnx_ir.Model:
@@ -197,7 +204,7 @@ def _to_fp16(model: onnx_ir.Model, keep_fp32: Sequence[str], keep_io: bool) -> o
         if node.name and _within(node.metadata_props.get(_MODULE_KEY, ""), keep_fp32)
     ]
     metadata = dict(model.metadata_props)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), weights_aside(model, kept) as aside:
         warnings.simplefilter("ignore")  # it tells of every constant that fp16 rounds to zero
         proto = convert_float_to_float16(
             onnx_ir.to_proto(model), keep_io_types=keep_io, disable_shape_infer=True, node_block_list=kept
@@ -205,6 +212,7 @@ def _to_fp16(model: onnx_ir.Model, keep_fp32: Sequence[str], keep_io: bool) -> o
     _drop_repeated(proto.graph.node, lambda node: node.output[0])  # a cast for each of a value's readers
     _drop_repeated(proto.graph.value_info, lambda value: value.name)
     converted = onnx_ir.from_proto(proto)
+    put_back_halved(converted, aside)
     converted.metadata_props.update(metadata)
     _join_kept(converted)
     return converted
