@@ -14,6 +14,7 @@ from ..runtime.errors import RequestError
 from ..runtime.manifest import Dim
 from .build import Result, build, check_destination
 from .compress import Request
+from .memory import check_memory
 from .module_subject import module_subject
 from .source import open_source
 from .subject import checkpoint_subject
@@ -100,6 +101,7 @@ def export_checkpoint(
     seconds: dict[str, float] = {}
     with timed(seconds, "load"):
         opened = open_source(source, task=task, revision=revision, trust_remote_code=trust_remote_code)
+        check_memory(opened.weights(), _targets(to), options.precision, quantization is not None)
         subject = checkpoint_subject(opened, max_length, options.lengths)
     return build(
         subject,
