@@ -102,6 +102,13 @@ class Generated(Result):
 
     generated_text: str | list[dict[str, Any]]
 
+    @property
+    def text(self) -> str:
+        """The text; of a chat its last message's."""
+        if isinstance(self.generated_text, str):
+            return self.generated_text
+        return str(self.generated_text[-1]["content"])
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Chunk(Result):

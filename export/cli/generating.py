@@ -10,7 +10,7 @@ from typing import Any
 from ...runtime.errors import RequestError
 from ...runtime.pipelines import Pipeline
 
-TASKS = ("text-generation", "text2text-generation")
+TASKS = ("text-generation", "text2text-generation", "image-to-text")
 # Command line -> option of a call. Others than these are said for no generating task.
 _OPTIONS = {
     "max_new_tokens": "max_new_tokens",
@@ -47,7 +47,8 @@ def takes(task: str) -> set[str]:
     if task not in TASKS:
         return set()
     chat, languages = {"chat", "system"}, {"src_lang", "tgt_lang"}
-    return set(FLAGS) - (languages if task == "text-generation" else chat)
+    others = {"text-generation": languages, "text2text-generation": chat}.get(task, chat | languages)
+    return set(FLAGS) - others
 
 
 def generation_call(arguments: argparse.Namespace, task: str) -> Callable[[Pipeline, str], Any]:
