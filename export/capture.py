@@ -46,9 +46,9 @@ class Captured:
     `inputs` and `outputs` are in the program's order; their dims say which axes vary, by symbol, within which range.
     `example` holds the traced inputs by name; a dynamic program accepts any other size its dims admit.
     `method` names what of the model this is, `caches` pairs of an input and the output that takes its place in the next
-    call, `told` what ExecuTorch's runners ask of a model (`get_bos_id`, `get_eos_ids`). `notes` are things a user should
-    know (an axis that had to become constant, say). `quantized` has, by the name of a parameter in the program, the
-    integers of weights that a plan quantizes; the program's own values are what they stand for, so that whatever a
+    call, `told` what ExecuTorch's runners ask of a model (`get_bos_id`, `get_eos_ids`). `notes` are things a user
+    should know (an axis that had to become constant, say). `quantized` has, by the name of a parameter in the program,
+    the integers of weights that a plan quantizes; the program's own values are what they stand for, so that whatever a
     target does not store as integers is the same model still.
     """
 
@@ -164,6 +164,7 @@ def capture(
         raise UnsupportedError(
             "torch.export finds no range of sizes that this model takes. Remedy: export with --static."
         )
+    _same_symbols(program, inputs)
     program = normalize(program)
     refuse_state(program)
     specs, found = _input_specs(program, inputs)
@@ -282,6 +283,21 @@ def _not_captured(cause: Exception) -> UnsupportedError:
         "Remedy: remove data-dependent Python control flow from its forward, or export with --static; "
         "--debug shows the whole traceback."
     )
+
+
+def _same_symbols(program: ExportedProgram, inputs: Sequence[TensorSpec]) -> None:
+    """Let axes that were asked to be of one size be one symbol: where no operation joins them (the caches of two
+    layers), torch.export keeps a symbol for each, and nothing after it knows that they agree.
+    """
+    values = _placeholder_values(program)
+    first: dict[str, torch.SymInt] = {}
+    for spec in inputs:
+        for size, dim in zip(values[spec.name].shape, spec.dims, strict=True):
+            if dim.symbol is None or isinstance(size, int) or not size.node.expr.is_symbol:
+                continue
+            known = first.setdefault(dim.symbol, size)
+            if known.node.expr.is_symbol and known.node.expr != size.node.expr:
+                size.node.shape_env._set_replacement(size.node.expr, known.node.expr, "axes of one size")
 
 
 def _sizes(inputs: Sequence[TensorSpec], example: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, int, int]]:

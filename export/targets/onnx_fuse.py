@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from ...quantize.program import insert
+from ..grouped import before_repeat
 from .onnx_contrib import later
 
 aten = torch.ops.aten
@@ -33,6 +34,8 @@ def _fake_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
 
 
 _LIBRARY.impl("attention", _fake_attention, "Meta")
+_LIBRARY.define("grouped_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scale) -> Tensor")
+_LIBRARY.impl("grouped_attention", _fake_attention, "Meta")
 
 
 # --- attention ------------------------------------------------------------------------------------------------------
@@ -42,14 +45,15 @@ def fuse_attention(program: ExportedProgram) -> None:
     """Let attention read its projections and give its output as (batch, length, width), in place.
 
     That is where heads are split off by a reshape and a transpose and joined the same way, as in BERT and its kin. What
-    differs stays as it is: rotary positions between, causal attention without a mask, grouped queries, heads of
-    different number, masks that are not numbers for (batch or 1, heads or 1, queries or 1, keys).
+    differs stays as it is: rotary positions between, causal attention without a mask, heads of different number, masks
+    that are not numbers for (batch or 1, heads or 1, queries or 1, keys). Grouped queries, with rotary positions or
+    without, are attention on the keys and values that there are.
     """
     masks: dict[tuple, Node] = {}
     for node in list(program.graph.nodes):
         given = _given(node)
-        if given is not None:
-            _fuse(node, given, masks)
+        if given is not None and not _fuse(node, given, masks):
+            _group(node, given, masks)
     program.graph.eliminate_dead_code()
     program.graph.lint()
     program.graph_module.recompile()
@@ -111,21 +115,36 @@ def _product(node: Node) -> tuple[Node, Node, float] | None:
     return query, turned.args[0], scale
 
 
-def _fuse(node: Node, given: _Attention, masks: dict[tuple, Node]) -> None:
+def _fuse(node: Node, given: _Attention, masks: dict[tuple, Node]) -> bool:
     joined = _joined(node)
     query, key, value = _before_split(given.query), _before_split(given.key), _before_split(given.value)
     if joined is None or query is None or key is None or value is None:
-        return
+        return False
     mask = None
     if given.added:
         if not all(_fits(each, given.query, given.key) for each in given.added):
-            return
+            return False
         mask = _for_every_query(_sum(given.added, node, masks), query, node, masks)
     heads = node.meta["val"].shape[1]
     arguments = (query, key, value, mask, heads, given.scale)
     fused = insert(node, torch.ops.palmtop_onnx.attention.default, arguments, joined.meta["val"])
     joined.replace_all_uses_with(fused)
     joined.graph.erase_node(joined)
+    return True
+
+
+def _group(node: Node, given: _Attention, masks: dict[tuple, Node]) -> None:
+    """Attention of grouped queries on keys and values as they are, not repeated for each query head."""
+    key, value = before_repeat(given.key), before_repeat(given.value)
+    if key is None or value is None or key.meta["val"].shape[1] != value.meta["val"].shape[1]:
+        return
+    if node.meta["val"].dtype != torch.float32 or not all(_fits(each, given.query, given.key) for each in given.added):
+        return
+    mask = _for_every_query(_sum(given.added, node, masks), given.query, node, masks, 2) if given.added else None
+    arguments = (given.query, key, value, mask, given.scale)
+    grouped = insert(node, torch.ops.palmtop_onnx.grouped_attention.default, arguments, node.meta["val"])
+    node.replace_all_uses_with(grouped)
+    node.graph.erase_node(node)
 
 
 def _sum(added: tuple[Node, ...], before: Node, made: dict[tuple, Node]) -> Node:
@@ -189,15 +208,17 @@ def _fits(mask: Node, query: Node, key: Node) -> bool:
     return all(size in sizes for size, sizes in zip(given, allowed, strict=True))
 
 
-def _for_every_query(mask: Node, query: Node, before: Node, made: dict[tuple, Node]) -> Node:
-    """A mask with a row for each query: ONNX Runtime's kernel does not broadcast it. Made once for all layers."""
-    length = query.meta["val"].shape[1]
+def _for_every_query(mask: Node, query: Node, before: Node, made: dict[tuple, Node], axis: int = 1) -> Node:
+    """A mask with a row for each query (along `axis`): ONNX Runtime's kernel does not broadcast it. Made once for all
+    layers.
+    """
+    length = query.meta["val"].shape[axis]
     if _sizes(mask)[2] == str(length):
         return mask
     if (mask, str(length)) not in made:
         size = length
         if not isinstance(length, int):
-            size = insert(before, aten.sym_size.int, (query, 1), length)
+            size = insert(before, aten.sym_size.int, (query, axis), length)
         value = mask.meta["val"].expand(-1, -1, length, -1)
         made[mask, str(length)] = insert(before, aten.expand.default, (mask, [-1, -1, size, -1]), value)
     return made[mask, str(length)]
@@ -213,7 +234,14 @@ def _attention(query, key, value, mask, heads, scale):
     return later.Attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads, **more)
 
 
-TRANSLATIONS = {torch.ops.palmtop_onnx.attention.default: _attention}
+def _grouped_attention(query, key, value, mask, scale):
+    return later.Attention(query, key, value, mask, **({} if scale is None else {"scale": scale}))
+
+
+TRANSLATIONS = {
+    torch.ops.palmtop_onnx.attention.default: _attention,
+    torch.ops.palmtop_onnx.grouped_attention.default: _grouped_attention,
+}
 
 
 # --- layer norms ----------------------------------------------------------------------------------------------------
