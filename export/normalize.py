@@ -4,6 +4,8 @@ Each pass keeps the values that the model computes (to the noise of fp32) and ma
 
 - `functionalize`: `x.add_(y)` becomes `x = x + y`, which is all that targets know;
 - `drop_identities`: dropout in eval mode, assertions, aliases and copies, casts to the dtype a tensor already has;
+- `say_axes`: squeezing says which axes (those of size one for every input), and truth values are summed as integers;
+- `fill_by_choice`: one number written where a mask holds is a choice between the two (`x[mask] = 0`);
 - `simplify_masks`: attention masks as Transformers builds them (by indexing with `arange`) become a reshape;
 - `finite_masks`: boolean attention masks become additive ones, shared by all layers, and "minus infinity" becomes a
   number that fp16 can hold, so that a row with every key masked gives no NaN;
@@ -58,7 +60,7 @@ _CASTS = {
 def normalize(program: ExportedProgram) -> ExportedProgram:
     """Run all passes on a program, which may be changed in place, and return the normalised one."""
     program = functionalize(program)
-    for run in (drop_identities, simplify_masks, finite_masks, drop_dead_code, prune):
+    for run in (drop_identities, say_axes, fill_by_choice, simplify_masks, finite_masks, drop_dead_code, prune):
         run(program)
     rename_outputs(program)
     program.graph.lint()
@@ -185,6 +187,44 @@ def _is_identity(node: Node) -> bool:
     if node.target is aten.add.Tensor and not isinstance(node.args[1], Node):
         return node.args[1] == 0 and isinstance(node.args[0], Node) and _same_dtype(node)
     return False
+
+
+def say_axes(program: ExportedProgram) -> None:
+    """Say what depends on the values at hand where it is left open.
+
+    `squeeze()` in a format drops every axis that happens to be of size one, a batch of one too; the program knows which
+    axes always are. Sums of truth values are integers in PyTorch; Core ML's are what they are given.
+    """
+    for node in list(program.graph.nodes):
+        if node.target is aten.squeeze.default:
+            axes = [axis for axis, size in enumerate(node.args[0].meta["val"].shape) if str(size) == "1"]
+            source = node.args[0]
+            for axis in reversed(axes[1:]):
+                source = insert(program.graph, node, aten.squeeze.dim, (source, axis))
+            if axes:
+                node.target, node.args = aten.squeeze.dim, (source, axes[0])
+            else:
+                _replace(node, source)
+        elif node.target in (aten.sum.dim_IntList, aten.sum.default, aten.cumsum.default) and _is_bool(node.args[0]):
+            number = insert(program.graph, node, aten.to.dtype, (node.args[0], node.meta["val"].dtype))
+            node.replace_input_with(node.args[0], number)
+
+
+def fill_by_choice(program: ExportedProgram) -> None:
+    """`x[mask] = number` as `where(mask, number, x)`: formats write at places, and a mask has an unknown number."""
+    for node in list(program.graph.nodes):
+        if node.target is not aten.index_put.default or (len(node.args) > 3 and node.args[3]):
+            continue
+        source, indices, number = node.args[:3]
+        mask = indices[0] if len(indices) == 1 else None
+        if not isinstance(mask, Node) or not _is_bool(mask) or number.meta["val"].numel() != 1:
+            continue
+        for _ in range(source.meta["val"].dim() - mask.meta["val"].dim()):
+            mask = insert(program.graph, node, aten.unsqueeze.default, (mask, -1))
+        if number.meta["val"].dim() or number.meta["val"].dtype != source.meta["val"].dtype:
+            number = insert(program.graph, node, aten.reshape.default, (number, []))
+            number = insert(program.graph, node, aten.to.dtype, (number, source.meta["val"].dtype))
+        node.target, node.args, node.kwargs = aten.where.self, (mask, number, source), {}
 
 
 def _same_dtype(node: Node) -> bool:

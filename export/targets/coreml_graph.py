@@ -29,6 +29,8 @@ aten = torch.ops.aten
 HANDLE = "debug_handle"
 ORIGIN = "stack_trace"
 
+_NEW = {aten.new_ones.default: 1, aten.new_zeros.default: 0}
+
 Convertible = Callable[[object], bool]
 
 
@@ -77,9 +79,9 @@ def respell(graph: Graph) -> None:
     for node in _calls(graph):
         if node.target in (aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar):
             node.target = aten.where.self  # coremltools takes numbers there
-        elif node.target is aten.new_ones.default:
+        elif node.target in _NEW:  # of the dtype that the other tensor has, which coremltools does not look at
             kwargs = {"dtype": node.meta["val"].dtype}
-            node.target, node.args, node.kwargs = aten.full.default, (node.args[1], 1), kwargs
+            node.target, node.args, node.kwargs = aten.full.default, (node.args[1], _NEW[node.target]), kwargs
         elif node.target is aten.scatter.value:
             _scatter_of_tensor(node)
         elif node.target is aten.chunk.default:

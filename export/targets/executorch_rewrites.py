@@ -141,12 +141,13 @@ def _steady(program: ExportedProgram, build: _Builder, key: Node, value: Node, m
     shape = _value(key).shape
     if not isinstance(shape[0], int) or any(str(size) != "1" for size in _value(mask).shape[:-1]):
         return key, value, mask
-    nothing = add_constant(program, f"palmtop_no_keys_{shape[0]}_{shape[2]}", torch.zeros(shape[0], _STEP, shape[2]))
+    # Each attention has its own: a constant must not be in two delegates.
+    nothing = add_constant(program, f"palmtop_no_keys_{key.name}", torch.zeros(shape[0], _STEP, shape[2]))
     while _value(mask).dim() > 3:
         mask = build(aten.squeeze.dim, mask, 0)
     rank = _value(mask).dim()
     # Lower than what masks hold: where every key is masked, those of the model still share the row.
-    masked = add_constant(program, f"palmtop_masked_{rank}", torch.full([1] * (rank - 1) + [_STEP], 2 * MASKED))
+    masked = add_constant(program, f"palmtop_masked_{key.name}", torch.full([1] * (rank - 1) + [_STEP], 2 * MASKED))
     key, value = (build(aten.cat.default, [each, nothing], 1) for each in (key, value))
     return key, value, build(aten.cat.default, [mask, masked], -1)
 
@@ -250,6 +251,8 @@ def _slice(program: ExportedProgram, node: Node) -> Node | None:
         or not isinstance(width, int)
         or width > _WIDEST_SELECTION
         or given["step"] != 1
+        or isinstance(given["start"], Node)
+        or isinstance(given["end"], Node)
         or _value(source).dtype not in (torch.float32, torch.float16)
     ):
         return None
