@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer
 
 from ...runtime.errors import UnsupportedError
 from .moses import LANGUAGES, moses_backend
+from .pieces import marian_backend, own_pieces, siglip_backend, vocabulary_backend
 from .raw_bytes import bytes_backend
 
 if TYPE_CHECKING:
@@ -17,7 +19,11 @@ if TYPE_CHECKING:
 REBUILDERS: dict[str, Callable[[PreTrainedTokenizerBase], Tokenizer]] = {
     **dict.fromkeys(LANGUAGES, moses_backend),
     "ByT5Tokenizer": bytes_backend,
+    "M2M100Tokenizer": vocabulary_backend,
+    "MarianTokenizer": marian_backend,
     "PerceiverTokenizer": bytes_backend,
+    "SiglipTokenizer": siglip_backend,
+    "Speech2TextTokenizer": vocabulary_backend,
 }
 
 
@@ -49,3 +55,22 @@ def rebuilt(slow: PreTrainedTokenizerBase, name: str = "The checkpoint") -> Any:
         clean_up_tokenization_spaces=bool(slow.clean_up_tokenization_spaces),
         **named,
     )
+
+
+def known_difference(slow: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether the Python tokenizer gives ids of a text that its rebuilt form may not give.
+
+    It looks at what it made before it puts special tokens around (a text that ends in the end token gets no second
+    one), or it cuts out a piece that has no id.
+    """
+    if hasattr(slow, "_add_eos_if_not_present") and any(token in text for token in slow.all_special_tokens):
+        return True
+    if REBUILDERS.get(type(slow).__name__) not in (marian_backend, vocabulary_backend):
+        return False
+    lost = _lost(slow)
+    return bool(lost) and not lost.isdisjoint(slow.tokenize(text))
+
+
+@functools.lru_cache(maxsize=1)
+def _lost(slow: PreTrainedTokenizerBase) -> frozenset[str]:
+    return frozenset(own_pieces(slow).lost)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARK, OTHER = "\ue000", "\ue001"
+# The same where `MARK` is in use already.
+BETWEEN = "\ue004"
 ANY = r"[\x{0}-\x{10FFFF}]"
 START, END = f"(?<!{ANY})", f"(?!{ANY})"
 
@@ -114,15 +116,16 @@ def add_tokens(backend: Tokenizer, slow: PreTrainedTokenizerBase) -> None:
         UnsupportedError: one has an id that no pipeline would give it.
     """
     for token_id, token in sorted(slow.added_tokens_decoder.items()):
+        special = token.special or token.content in slow.all_special_tokens
         entry = AddedToken(
             token.content,
-            special=token.special,
+            special=special,
             normalized=False,
             lstrip=token.lstrip,
             rstrip=token.rstrip,
             single_word=token.single_word,
         )
-        backend.add_special_tokens([entry]) if token.special else backend.add_tokens([entry])
+        backend.add_special_tokens([entry]) if special else backend.add_tokens([entry])
         if backend.token_to_id(token.content) != token_id:
             raise UnsupportedError(
                 f"The added token {token.content!r} has id {token_id}, which leaves a gap after the vocabulary. "
