@@ -53,9 +53,9 @@ class Unread(torch.Tensor):
     def __index__(self) -> int:
         raise TypeError("a size that depends on an input")
 
-    __int__ = __bool__ = __index__  # type: ignore[assignment]
+    __int__ = __bool__ = __index__
 
-    def __eq__(self, other: object) -> torch.Tensor:  # type: ignore[override]
+    def __eq__(self, other: object) -> torch.Tensor:
         return self.as_subclass(torch.Tensor) == other
 
     __hash__ = torch.Tensor.__hash__
