@@ -100,7 +100,7 @@ def generation_settings(source: Source, model: torch.nn.Module, inputs: Inputs) 
         **said,
         "context": context_of(model, inputs),
         **({"task_specific_params": specific} if specific and _plain(specific) else {}),
-        **(languages_of(source.tokenizer) if source.tokenizer is not None else {}),
+        **languages_of(source.slow_tokenizer or source.tokenizer),
     }
 
 
