@@ -19,6 +19,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
 
 from ..generation.write_at import WRITE_AT
+from ..grouped import before_repeat
 from ..normalize import MASKED, insert
 from ..normalize import _same_shape as same_shape
 from .executorch_half import GELU_COEFFICIENTS, GELU_RANGE
@@ -117,6 +118,10 @@ def _attention(program: ExportedProgram, node: Node, rounds: bool = False) -> No
     build = _Builder(node)
     heads, depth = shapes[0][1], shapes[0][3]
     scale = given["scale"] if given["scale"] is not None else 1 / math.sqrt(depth)
+    if not rounds and str(shapes[0][0]) == "1" and isinstance(shapes[1][2], int):
+        grouped = _grouped_attention(build, query, key, value, mask, scale)
+        if grouped is not None:
+            return grouped
     query, key, value = (build(aten.flatten.using_ints, each, 0, 1) for each in (query, key, value))
     if rounds and mask is not None:
         key, value, mask = _steady(program, build, key, value, mask)
@@ -130,6 +135,32 @@ def _attention(program: ExportedProgram, node: Node, rounds: bool = False) -> No
         scores = build(aten.flatten.using_ints, apart, 0, 1)
     mixed = build(aten.bmm.default, build(aten.softmax.int, scores, -1), value)
     return build(aten.unflatten.int, mixed, 0, [-1, heads])
+
+
+def _grouped_attention(
+    build: _Builder, query: Node, key: Node, value: Node, mask: Node | None, scale: float
+) -> Node | None:
+    """Attention of one row whose keys and values serve several query heads each, without repeating them.
+
+    The queries of a group stand one below the other: (heads, length, depth) is (groups, times * length, depth). The
+    number of keys is known, so that the scores can be told apart again for the mask.
+    """
+    keys, values = before_repeat(key), before_repeat(value)
+    if keys is None or values is None or _value(keys).shape[1] != _value(values).shape[1]:
+        return None
+    heads, groups, count = _value(query).shape[1], _value(keys).shape[1], _value(keys).shape[2]
+    depths = [_value(each).shape[3] for each in (query, values)]
+    while mask is not None and _value(mask).dim() > 3:
+        mask = build(aten.squeeze.dim, mask, 0)
+    query, keys, values = (build(aten.flatten.using_ints, each, 0, 1) for each in (query, keys, values))
+    scaled = build(aten.reshape.default, build(aten.mul.Tensor, query, scale), [groups, -1, depths[0]])
+    scores = build(aten.bmm.default, scaled, build(aten.permute.default, keys, [0, 2, 1]))
+    scores = build(aten.reshape.default, scores, [heads, -1, count])
+    if mask is not None:
+        scores = build(aten.add.Tensor, scores, mask)
+    shares = build(aten.reshape.default, build(aten.softmax.int, scores, -1), [groups, -1, count])
+    mixed = build(aten.reshape.default, build(aten.bmm.default, shares, values), [heads, -1, depths[1]])
+    return build(aten.unsqueeze.default, mixed, 0)
 
 
 def _steady(program: ExportedProgram, build: _Builder, key: Node, value: Node, mask: Node) -> tuple[Node, Node, Node]:
