@@ -1,0 +1,49 @@
+"""A sample of the coverage table, a pair or two of each kind of model; `make coverage` runs all of it."""
+
+import pytest
+from palmtop.export import export_checkpoint
+from tests.coverage.checkpoints import MAX_LENGTH, make_checkpoint
+from tests.coverage.report import short_reason, write_report
+
+# One of each way of making a model: encoder, relative positions, decoder with rotary positions, sparse attention,
+# experts, encoder-decoder, convolutions, windows, sound. The format rotates, so that each meets several.
+SAMPLE = [
+    ("roberta", "question-answering", "onnx"),
+    ("deberta-v2", "fill-mask", "coreml"),
+    ("qwen3", "feature-extraction", "executorch"),
+    ("longformer", "feature-extraction", "onnx"),
+    ("qwen3_moe", "token-classification", "coreml"),
+    ("bart", "feature-extraction", "coreml"),
+    ("convnext", "image-classification", "executorch"),
+    ("segformer", "image-classification", "onnx"),
+    ("wav2vec2", "audio-classification", "onnx"),
+    ("ernie", "text-classification", "executorch"),  # not in the table
+]
+
+
+@pytest.mark.parametrize(("model_type", "task", "target"), SAMPLE)
+def test_pair_is_exported_and_verified(tmp_path, model_type, task, target):
+    made = make_checkpoint(tmp_path / "checkpoint", model_type, task)
+    text = (made.folder / "tokenizer_config.json").is_file()
+
+    result = export_checkpoint(
+        made.folder, tmp_path / "out.bundle", task=task, to=[target], max_length=MAX_LENGTH if text else None
+    )
+
+    assert [entry.status for entry in result.report.artifacts] == ["passed"]
+
+
+def test_table_counts_what_is_verified_and_gives_reasons_for_the_rest(tmp_path):
+    refused = {"status": "refused", "exit_code": 4, "reason": "1 operations cannot be expressed:\n  coreml: aten.odd"}
+    results = [
+        {"model_type": "bert", "task": "fill-mask", "targets": {"onnx": {"status": "verified"}, "coreml": refused}},
+        {"model_type": "vit", "task": "masked-im", "targets": {"onnx": {"status": "verified"}}},
+    ]
+
+    write_report(results, 4, tmp_path)
+
+    page = (tmp_path / "coverage.md").read_text(encoding="utf-8")
+    assert "2 of 4 (50.0%)" in page
+    assert short_reason(refused) == "1 operations cannot be expressed: coreml: aten.odd"
+    assert f"bert (fill-mask): refused: {short_reason(refused)}" in page
+    assert "| vit | masked-im | ✓ | not run | not run |" in page
