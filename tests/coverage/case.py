@@ -61,9 +61,7 @@ def _export(folder: Path, task: str, targets: Sequence[str]) -> dict[str, dict[s
     from palmtop.runtime.errors import PalmtopError
 
     try:
-        done = export_checkpoint(
-            folder / "checkpoint", folder / "out.bundle", task=task, to=targets, max_length=_length(folder), force=True
-        )
+        done = export_checkpoint(folder / "checkpoint", folder / "out.bundle", task=task, to=targets, force=True)
     except PalmtopError as error:
         return {target: _missed(_EXITS[error.exit_code], error, error.exit_code) for target in targets}
     except MemoryError as error:
@@ -93,13 +91,6 @@ def _failed(found: dict[str, dict[str, Any]]) -> list[str]:
     if named:
         return named
     return [] if entry["status"] in ("refused", "error") else [next(iter(found))]
-
-
-def _length(folder: Path) -> int | None:
-    """What the small tables of positions allow; checkpoints without text have no length."""
-    from .checkpoints import MAX_LENGTH
-
-    return MAX_LENGTH if (folder / "checkpoint" / "tokenizer_config.json").is_file() else None
 
 
 def _missed(status: str, error: BaseException, code: int | None = None) -> dict[str, Any]:
