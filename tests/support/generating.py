@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from palmtop.export.inputs.image_steps import prove_processor
 from palmtop.runtime.assembly import signature
 from palmtop.runtime.generation.decoder import Decoder
 from palmtop.runtime.generation.session import GenerationSession
@@ -52,20 +53,61 @@ def encoder_decoder_checkpoint(folder: Path, kind: str = "t5", tokenizer=None, *
     return _saved(transformers.BartForConditionalGeneration(config), tokenizer, folder, generation)
 
 
+def picture_checkpoint(folder: Path, kind: str = "tiktoken", **generation) -> Path:
+    """A ViT that looks and a TrOCR decoder that writes."""
+    tokenizer = _tokenizer(kind, None)
+    looks = transformers.ViTConfig(**_WIDTH, image_size=32, patch_size=8)
+    writes = transformers.TrOCRConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=48,
+        max_position_embeddings=128,
+        cross_attention_hidden_size=32,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        **_ids(tokenizer),
+    )
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(looks, writes)
+    for name, value in {**_ids(tokenizer), "decoder_start_token_id": tokenizer.eos_token_id}.items():
+        setattr(config, name, value)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return _saved(transformers.VisionEncoderDecoderModel(config=config), tokenizer, folder, generation)
+
+
+def picture_pipeline(folder: Path) -> Pipeline:
+    """A palmtop pipeline over such a checkpoint."""
+    model = transformers.VisionEncoderDecoderModel.from_pretrained(folder).eval().requires_grad_(False)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    dims = (BATCH, Dim(size=3), Dim(size=32), Dim(size=32))
+    artifacts, session = _two(model, [TensorSpec("pixel_values", "float32", dims)], model.config.decoder.vocab_size)
+    generation = {**model.generation_config.to_diff_dict(), "context": 128}
+    preprocess = {"image": prove_processor(processor, "checkpoint").data}
+    return _pipeline(folder, "image-to-text", artifacts, session, generation, preprocess)
+
+
 def generating_pipeline(folder: Path, *, longest: int | None = None, **generation) -> Pipeline:
     """A palmtop pipeline over such a checkpoint. `longest`: the encoder's axis; `generation`: the manifest's."""
     config = transformers.GenerationConfig.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM if not _encodes(folder) else transformers.AutoModelForSeq2SeqLM
-    network = model.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    auto = transformers.AutoModelForSeq2SeqLM if _encodes(folder) else transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    length = Dim(symbol="sequence", min=1, max=longest)
+    reads = [TensorSpec(name, "int64", (BATCH, length)) for name in ("input_ids", "attention_mask")]
+    artifacts, session = _two(model, reads, model.config.vocab_size) if _encodes(folder) else _one(model)
+    task = "text2text-generation" if _encodes(folder) else "text-generation"
+    return _pipeline(folder, task, artifacts, session, {**config.to_diff_dict(), "context": 128, **generation}, {})
+
+
+def _pipeline(folder: Path, task: str, artifacts, session: Session, generation: dict, preprocess: dict) -> Pipeline:
     spec = tokenizer_spec(folder)
-    artifacts, session = (_two if _encodes(folder) else _one)(network, longest)
     manifest = Manifest(
-        source=ModelSource("tiny", None, "0" * 64, type(network).__name__),
-        task="text2text-generation" if _encodes(folder) else "text-generation",
+        source=ModelSource("tiny", None, "0" * 64, "Tiny"),
+        task=task,
         artifacts=artifacts,
         producer={},
         tokenizer=spec,
-        generation={**config.to_diff_dict(), "context": 128, **generation},
+        preprocess=preprocess,
+        generation=generation,
     )
     return make_pipeline(manifest, Tokenizer.open(folder, spec), session)
 
@@ -100,7 +142,7 @@ def _saved(model: torch.nn.Module, tokenizer, folder: Path, generation: dict) ->
     return folder
 
 
-def _one(model: torch.nn.Module, longest: int | None) -> tuple[tuple[Artifact, ...], Session]:
+def _one(model: torch.nn.Module) -> tuple[tuple[Artifact, ...], Session]:
     artifact = _artifact(
         "decoder", [TensorSpec("input_ids", "int64", (BATCH, SEQUENCE))], "logits", model.config.vocab_size
     )
@@ -108,28 +150,26 @@ def _one(model: torch.nn.Module, longest: int | None) -> tuple[tuple[Artifact, .
     return (artifact,), GenerationSession(artifact, Decoder(session, 128))
 
 
-def _two(model: torch.nn.Module, longest: int | None) -> tuple[tuple[Artifact, ...], Session]:
-    length = Dim(symbol="sequence", min=1, max=longest)
-    reads = [TensorSpec(name, "int64", (BATCH, length)) for name in ("input_ids", "attention_mask")]
-    encoder = _artifact("encoder", reads, "encoder_states", model.config.d_model)
+def _two(model: torch.nn.Module, reads: list[TensorSpec], vocabulary: int) -> tuple[tuple[Artifact, ...], Session]:
+    masks = [TensorSpec("attention_mask", "int64", (BATCH, ENCODED))] if len(reads) > 1 else []
+    encoder = _artifact("encoder", reads, "encoder_states", 32)
     decoder = _artifact(
         "decoder",
         [
             TensorSpec("decoder_input_ids", "int64", (BATCH, SEQUENCE)),
-            TensorSpec("encoder_states", "float32", (BATCH, ENCODED, Dim(size=model.config.d_model))),
-            TensorSpec("attention_mask", "int64", (BATCH, ENCODED)),
+            TensorSpec("encoder_states", "float32", (BATCH, ENCODED, Dim(size=32))),
+            *masks,
         ],
         "logits",
-        model.config.vocab_size,
+        vocabulary,
     )
 
     def encode(feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"encoder_states": model.get_encoder()(**feeds).last_hidden_state}
 
     def decode(feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        states = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=feeds["encoder_states"])
-        given = {name: feeds[name] for name in ("decoder_input_ids", "attention_mask")}
-        return {"logits": model(encoder_outputs=states, **given).logits[:, -1:]}
+        states = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=feeds.pop("encoder_states"))
+        return {"logits": model(encoder_outputs=states, **feeds).logits[:, -1:]}
 
     stepping = Decoder(Session(decoder, _Runner(decode)), 128)
     return (encoder, decoder), GenerationSession(

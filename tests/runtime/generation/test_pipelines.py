@@ -2,12 +2,19 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from palmtop.runtime.errors import RequestError
 
-from ...support.generating import decoder_checkpoint, encoder_decoder_checkpoint, generating_pipeline
+from ...support.generating import (
+    decoder_checkpoint,
+    encoder_decoder_checkpoint,
+    generating_pipeline,
+    picture_checkpoint,
+    picture_pipeline,
+)
 from ..pipelines.common import reference
 from .chat_templates import TEMPLATES
 
@@ -219,3 +226,22 @@ def test_texts_longer_than_the_encoder_are_cut_only_when_asked(seq2seq):
     assert pipeline("word " * 20, truncation=True, max_new_tokens=3) == pipeline(
         "word " * 30, truncation=True, max_new_tokens=3
     )
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompt": "<|end|>Set an"}])
+def test_text_of_a_picture_is_what_generate_gives(tmp_path, options):
+    folder = picture_checkpoint(tmp_path)
+    pipeline = picture_pipeline(folder)
+    model = transformers.VisionEncoderDecoderModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    picture = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    asked = {"max_new_tokens": 10, **{name: value for name, value in options.items() if name != "prompt"}}
+    begun = tokenizer(options.get("prompt", ""), add_special_tokens=False, return_tensors="pt")["input_ids"]
+    given = {"decoder_input_ids": begun} if begun.shape[1] else {}
+    pixels = torch.from_numpy(np.array(processor(picture)["pixel_values"]))
+    ids = model.generate(pixels, do_sample=False, **given, **asked)[0, begun.shape[1] + (not given) :]
+    (found,) = pipeline(picture, **asked, prompt=options.get("prompt"))
+    assert found.text == tokenizer.decode(ids, skip_special_tokens=True)
+    if "num_beams" not in options:
+        assert "".join(pipeline.stream(picture, **asked, prompt=options.get("prompt"))) == found.text
