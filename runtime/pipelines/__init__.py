@@ -17,6 +17,7 @@ from .fill_mask import FillMask
 from .image_classification import ImageClassification
 from .image_feature_extraction import ImageFeatureExtraction
 from .image_segmentation import ImageSegmentation
+from .image_to_text import ImageToText
 from .masked_im import MaskedImageModeling
 from .multiple_choice import MultipleChoice
 from .object_detection import ObjectDetection
@@ -42,6 +43,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
         MultipleChoice,
         TextGeneration,
         Text2TextGeneration,
+        ImageToText,
         ImageClassification,
         ObjectDetection,
         ImageSegmentation,
