@@ -60,7 +60,7 @@ def moses_backend(slow: PreTrainedTokenizerBase) -> Tokenizer:
     steps += _tokenize(language)
     if language != "fr" and slow.do_lowercase_and_remove_accent:
         steps += [*lower(), normalizers.NFD(), *remove(lambda c: unicodedata.category(c) == "Mn"), *lower()]
-    backend = Tokenizer(_model(slow))
+    backend = Tokenizer(merged_model(slow, dict(slow.encoder)))
     backend.normalizer = normalizers.Sequence(steps)
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.decoder = decoders.BPEDecoder(suffix="</w>")
@@ -69,8 +69,12 @@ def moses_backend(slow: PreTrainedTokenizerBase) -> Tokenizer:
     return backend
 
 
-def _model(slow: PreTrainedTokenizerBase) -> models.BPE:
-    vocabulary: dict[str, int] = dict(slow.encoder)
+def merged_model(slow: PreTrainedTokenizerBase, vocabulary: dict[str, int]) -> models.BPE:
+    """The merges of a slow tokenizer over a vocabulary where the last piece of a word ends in `</w>`.
+
+    Raises:
+        UnsupportedError: the vocabulary lacks pieces that the merges make.
+    """
     merges = [pair for pair, _ in sorted(slow.bpe_ranks.items(), key=lambda entry: entry[1]) if len(pair) == 2]
     made = {left + right for left, right in merges}
 

@@ -12,16 +12,20 @@ from ...runtime.errors import UnsupportedError
 from .moses import LANGUAGES, moses_backend
 from .pieces import marian_backend, own_pieces, siglip_backend, vocabulary_backend
 from .raw_bytes import bytes_backend
+from .words import blenderbot_small_backend, words_backend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REBUILDERS: dict[str, Callable[[PreTrainedTokenizerBase], Tokenizer]] = {
     **dict.fromkeys(LANGUAGES, moses_backend),
+    "BlenderbotSmallTokenizer": blenderbot_small_backend,
     "ByT5Tokenizer": bytes_backend,
+    "CTRLTokenizer": words_backend,
     "M2M100Tokenizer": vocabulary_backend,
     "MarianTokenizer": marian_backend,
     "PerceiverTokenizer": bytes_backend,
+    "PhobertTokenizer": words_backend,
     "SiglipTokenizer": siglip_backend,
     "Speech2TextTokenizer": vocabulary_backend,
 }

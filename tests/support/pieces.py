@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .moses import _PARTS, ENGLISH, FRENCH
+from .moses import _PARTS, ENGLISH, FRENCH, SPECIALS, moses_vocabulary
 from .vocab import CORPUS
 
 # What normalisation treats specially: sequences that are composed, marks in any order, spaces, widths, languages.
@@ -179,6 +179,43 @@ def byt5(folder: Path) -> Any:
     return ByT5Tokenizer(model_max_length=64)
 
 
+def _at_words(folder: Path, special: tuple[str, ...], lower: bool = False) -> tuple[str, str, list[str]]:
+    """Vocabulary and merges with pieces inside words as subword-nmt writes them, and those pieces in order."""
+    vocabulary, merges = moses_vocabulary(folder, lower=lower)
+    known = json.loads(vocabulary.read_text(encoding="utf-8"))
+    pieces = [piece for piece in known if piece not in SPECIALS and piece[0] != "\ue000"]
+    tokens = [piece[:-4] if piece.endswith("</w>") else f"{piece}@@" for piece in pieces]
+    ids = {token: i for i, token in enumerate(dict.fromkeys((*special, *tokens)))}
+    vocabulary.write_text(json.dumps(ids), encoding="utf-8")
+    merges.write_text("#version: 0.2\n" + merges.read_text(encoding="utf-8"), encoding="utf-8")
+    return str(vocabulary), str(merges), tokens
+
+
+def blenderbot_small(folder: Path) -> Any:
+    from transformers import BlenderbotSmallTokenizer
+
+    vocabulary, merges, _ = _at_words(folder, ("__null__", "__start__", "__end__", "__unk__"), lower=True)
+    return BlenderbotSmallTokenizer(vocabulary, merges, model_max_length=64)
+
+
+def ctrl(folder: Path) -> Any:
+    from transformers import CTRLTokenizer
+
+    vocabulary, merges, _ = _at_words(folder, ("<unk>", "<pad>"))
+    return CTRLTokenizer(vocabulary, merges, pad_token="<pad>", model_max_length=64)
+
+
+def phobert(folder: Path) -> Any:
+    from transformers import PhobertTokenizer
+
+    _, merges, tokens = _at_words(folder, ())
+    words, pairs = folder / "vocab.txt", folder / "bpe.codes"
+    words.write_text("".join(f"{token} 1\n" for token in tokens), encoding="utf-8")
+    lines = Path(merges).read_text(encoding="utf-8").splitlines()[1:]
+    pairs.write_text("".join(f"{line} 1\n" for line in lines), encoding="utf-8")
+    return PhobertTokenizer(str(words), str(pairs), model_max_length=64)
+
+
 VARIANTS: dict[str, Callable[[Path], Any]] = {
     "m2m_100": m2m_100,
     "m2m_100 of pairs": lambda folder: m2m_100(folder, "bpe"),
@@ -187,6 +224,9 @@ VARIANTS: dict[str, Callable[[Path], Any]] = {
     "speech_to_text": speech_to_text,
     "speech_to_text in capitals": lambda folder: speech_to_text(folder, upper=True),
     "siglip": siglip,
+    "blenderbot-small": blenderbot_small,
+    "ctrl": ctrl,
+    "phobert": phobert,
     "perceiver": perceiver,
     "byt5": byt5,
 }
