@@ -81,8 +81,6 @@ def build(
         noise = {name: _rounded(entry) for name, entry in subject.reference.noise(cases).items()}
         golden = subject.golden()
         advance()
-    if quantization is not None and subject.parts is not None:
-        raise RequestError(f"--quantize {quantization.kind} is not there yet for models that generate; fp16 is.")
     with timed(seconds, "capture"):
         ways = sorted({target.cache for target in chosen}) if subject.parts is not None else [GROWING]
         advance = start("Capturing the model", len(ways))
@@ -115,14 +113,15 @@ def build(
         told: tuple[str, ...] = ()
         trials: list[dict[str, Any]] = []
         if quantization is not None:
-            judge = Judge(work, quantization, options, subject.reference, golden, calibration, bool(held))
+            judge = Judge(work, jobs, quantization, options, subject.reference, golden, calibration, bool(held))
             versions = [importlib.metadata.version(package) for package in ("palmtop", "torch")]
             searched = [quantization.kind, quantization.prefer, quantization.activations]
             model = [subject.info, versions, calibration, searched]
             asked = [base.identity, base.producer, options, quantization.bound, quantization.metric, quantization.data]
             asked += [held] if held else []
             remembered = Cache.of(model, asked)
-            outcome = compress(captures[0], quantization, calibration, judge.execute, start, remembered)
+            whole = captures[0] if subject.parts is None else capture_subject(subject)
+            outcome = compress(whole, quantization, calibration, judge.execute, start, remembered)
             manifest, reports, told, trials = work.manifest, outcome.attempt.reports, outcome.told, outcome.rows
             if held:
                 where = quantization.calibration
@@ -179,7 +178,7 @@ def _with_artifacts(
 
 def capture_subject(subject: Subject) -> Captured:
     """Capture the subject's model, called once; inputs that its graph never reads are left out."""
-    return capture_methods(subject)[0]
+    return _capture_part(subject, subject.whole)
 
 
 def capture_methods(subject: Subject, cache: str = GROWING) -> list[Captured]:

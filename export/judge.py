@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..quantize.scheme import Plan
+from ..runtime.assembly import open_artifacts, signature
 from ..runtime.errors import RequestError
 from ..runtime.evaluation import evaluate, predictor
 from ..runtime.gate import ON_CALIBRATION, on_golden
@@ -20,7 +21,7 @@ from ..runtime.tokenizer import Tokenizer
 from ..runtime.verify import ArtifactReport, decides, golden_cases
 from .capture import Captured
 from .compress import Attempt, Request
-from .quantization import Feeds, single_rows
+from .quantization import Feeds, carried, single_rows
 from .reference import Reference
 from .targets import Options, Target
 from .work import Work, artifact_bytes
@@ -31,10 +32,12 @@ class Judge:
     """Executes plans and scores the artifacts.
 
     golden: what the finished bundle will be verified on. calibration: inputs for targets that calibrate for themselves.
-    held_out: whether the cases are texts of the user's that calibration did not see.
+    jobs: every method that is lowered, with its target. held_out: whether the cases are texts of the user's that
+    calibration did not see.
     """
 
     work: Work
+    jobs: Sequence[tuple[Target, Captured]]
     request: Request
     options: Options
     reference: Reference
@@ -52,8 +55,11 @@ class Judge:
         """Lower a quantized model to every target in its place in the bundle, and judge the artifacts."""
         work = self.work
         options = dataclasses.replace(self.options, precision=plan.precision)
-        artifacts = [self._planned(target, captured, options, plan) for target in self.work.targets.values()]
-        reports = [self._also_golden(report) for report in work.execute([captured] * len(artifacts), artifacts)]
+        captures = [carried(captured, other) for _, other in self.jobs]
+        artifacts = [
+            self._planned(target, own, options, plan) for (target, _), own in zip(self.jobs, captures, strict=True)
+        ]
+        reports = [self._also_golden(report) for report in work.execute(captures, artifacts)]
         agreements = [report.agreed for report in reports if report.status != "not executed"]
         if self.request.metric == "top1":
             agreements = [report.agreement.share if report.agreement else 0.0 for report in reports if report.measures]
@@ -62,11 +68,13 @@ class Judge:
         return Attempt(
             reports,
             min(agreements, default=0.0),
-            {artifact.target: artifact_bytes(work.root / artifact.path) for artifact in work.manifest.artifacts},
+            {name: self._bytes(name) for name in work.manifest.targets},
             {entry.target: round(1000 * entry.seconds / max(entry.cases, 1), 2) for entry in reports},
         )
 
     def _planned(self, target: Target, captured: Captured, options: Options, plan: Plan) -> Artifact:
+        if not captured.quantized:  # a method none of whose weights the plan names
+            options = dataclasses.replace(options, precision=self.options.precision)
         artifact = target.plan(captured, options)
         if target.calibrate is not None:
             artifact = target.calibrate(captured, artifact, single_rows(self.calibration))
@@ -75,15 +83,16 @@ class Judge:
             quantization["judged_on"] = ON_CALIBRATION
         return dataclasses.replace(artifact, quantization=quantization)
 
-    def _artifact(self, report: ArtifactReport) -> Artifact:
-        return next(entry for entry in self.work.manifest.artifacts if entry.target == report.target)
+    def _bytes(self, target: str) -> int:
+        return sum(artifact_bytes(self.work.root / artifact.path) for artifact in self.work.manifest.parts(target))
 
     def _also_golden(self, report: ArtifactReport) -> ArtifactReport:
         """A bundle's later checks run on its golden vectors: what they give is recorded, what fails has failed here."""
         if report.status == "not executed" or (report.status == "failed" and not self.request.keep_best):
             return report
-        artifact = self._artifact(report)
-        found = self.work.verify(self.work.root, [artifact], cases=golden_cases(self.golden), least=on_golden(artifact))
+        parts = self.work.manifest.parts(report.target)
+        least = on_golden(signature(parts))
+        found = self.work.verify(self.work.root, parts, cases=golden_cases(self.golden), least=least)
         worse = found if found.status == "failed" and report.status == "passed" else report
         worse.golden = {measure.output: round(measure.agreement, 7) for measure in found.measures}
         return worse
@@ -91,13 +100,13 @@ class Judge:
     def _accuracy(self, report: ArtifactReport) -> float:
         """The artifact's score on the labelled data as a share of the reference's (1 when both are 0)."""
         manifest, root = self.work.manifest, self.work.root
-        artifact = self._artifact(report)
-        session = Session.open(root, artifact, manifest.identity, threads=1)
+        parts = manifest.parts(report.target)
+        session = open_artifacts(root, parts, manifest, threads=1)
         score = self._evaluate(manifest, root, session)
         if self._score is None:
             from .eager import EagerRunner
 
-            eager = dataclasses.replace(artifact, target="eager", outputs=self.reference.outputs)
+            eager = dataclasses.replace(signature(parts), target="eager", outputs=self.reference.outputs)
             self._score = self._evaluate(manifest, root, Session(eager, EagerRunner(self.reference)))
         share = min(score / self._score, 1.0) if self._score else float(score == self._score)
         if share < self.request.bound:

@@ -16,7 +16,7 @@ from ..quantize.program import store
 from ..quantize.scheme import Plan, Preset, Scheme
 from ..quantize.search import Rung, Table
 from ..quantize.sites import Site, find_sites, layer_input
-from ..quantize.smooth import smooth
+from ..quantize.smooth import divide, divisions, smooth
 from ..quantize.weights import QuantizedWeight, fitting, quantize
 from ..runtime.errors import RequestError
 from .capture import Captured
@@ -110,6 +110,18 @@ def _together(captured: Captured, feeds: Iterable[Feeds], progress: Advance | No
 def quantized(captured: Captured, plan: Plan, statistics: Mapping[str, Statistics]) -> Captured:
     """The captured model with a plan applied: the same interface, other weights, and their integers."""
     return Quantizer(captured, statistics, plan.smoothing, plan.rounding).apply(plan.weights)
+
+
+def carried(quantized: Captured, other: Captured) -> Captured:
+    """Another capture of the same model with the weights, and their integers, of one that a plan was applied to."""
+    if other.method == quantized.method:
+        return quantized
+    program = other.private_program()
+    values = quantized.program.state_dict
+    program._state_dict = {name: values.get(name, value) for name, value in program.state_dict.items()}
+    divide(program, divisions(quantized.program))
+    integers = {name: made for name, made in quantized.quantized.items() if name in program.state_dict}
+    return dataclasses.replace(other, program=program, quantized=integers, _specialized={})
 
 
 class Quantizer:

@@ -77,10 +77,13 @@ class Subject:
 
     def methods(self, cache: str = GROWING) -> tuple[Part, ...]:
         """What is captured for a target that keeps a cache so."""
-        if self.parts is not None:
-            return self.parts(cache)
+        return self.parts(cache) if self.parts is not None else (self.whole,)
+
+    @property
+    def whole(self) -> Part:
+        """The model called once: what it is without a cache, where it generates."""
         names = tuple(spec.name for spec in self.reference.outputs)
-        return (Part("forward", self.reference.call, self.inputs, names, self.example),)
+        return Part("forward", self.reference.call, self.inputs, names, self.example)
 
 
 def checkpoint_subject(source: Source, max_length: int | None = None, lengths: Sequence[int] | None = None) -> Subject:

@@ -343,9 +343,10 @@ def infer_task(config: PretrainedConfig, sentence: bool) -> Task:
     for name in names:
         ended = [task for task in TASKS.values() if any(_ends(name, head) for head in task.heads)]
         # A `ForSequenceClassification` of a model of sounds classifies sounds.
-        found = next((task for task in TASKS.values() if _saved_for(name, task, config)), None) or (ended or [None])[0]
-        if found is not None:
-            return found
+        saved = [task for task in TASKS.values() if _saved_for(name, task, config)]
+        # Transformers has BART's `ForConditionalGeneration` fill masks too; it is named for what it is.
+        for task in [*(task for task in saved if task in ended), *saved, *ended]:
+            return task
     said = f"its config names {', '.join(names)}" if names else "its config names no architecture"
     raise RequestError(
         f"Cannot tell the task of this checkpoint: {said}. Name it with --task. Known tasks: {', '.join(TASKS)}."

@@ -10,12 +10,14 @@ from torch.fx import Node
 
 from .calibrate import Statistics
 from .program import add_buffer, insert, store
-from .sites import Site, layer_input
+from .sites import Site, find_sites, layer_input
 
 aten = torch.ops.aten
 
 # Channels that calibration hardly saw are taken to be this much of the largest: a later input may use them.
 _FLOOR = 1e-3
+# What the constants in the graph are called.
+_PREFIX = "palmtop_smooth."
 
 
 def smooth(
@@ -47,12 +49,43 @@ def smooth(
         factor = _factors(seen.largest, torch.stack([m.abs().amax(0) for m in matrices]).amax(0), strength)
         for (site, _), matrix in zip(members, matrices, strict=True):
             store(program, site.name, site.as_parameter(matrix * factor, program.state_dict[site.name]))
-        smoothed = _divide(program, nodes[source], factor, members)
+        smoothed = _multiply(program, nodes[source], 1 / factor, [use for _, use in members])
         hessian = None if seen.hessian is None else seen.hessian / torch.outer(factor, factor)
         found[smoothed.name] = Statistics(seen.lows / factor, seen.highs / factor, seen.rows, hessian)
     program.graph.lint()
     program.graph_module.recompile()
     return found
+
+
+def divisions(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """What `smooth` multiplies the inputs of layers by, by the name of their weight."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    buffers = program.graph_signature.inputs_to_buffers
+    found = {}
+    for site in find_sites(program):
+        for use in site.uses:
+            product = layer_input(nodes[use.node]) if use.kind == "linear" else None
+            factor = product.args[1] if product is not None and product.target is aten.mul.Tensor else None
+            name = buffers.get(factor.name, "") if isinstance(factor, Node) else ""
+            if name.startswith(_PREFIX):
+                found[site.name] = program.state_dict[name]
+    return found
+
+
+def divide(program: ExportedProgram, inverses: Mapping[str, torch.Tensor]) -> None:
+    """Multiply the inputs of layers, as `divisions` says of another program of the same model, in place."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    groups: dict[tuple[str, int], list[Node]] = {}
+    for site in find_sites(program):
+        for use in site.uses:
+            if use.kind == "linear" and site.name in inverses:
+                source = layer_input(nodes[use.node]).name
+                groups.setdefault((source, id(inverses[site.name])), []).append(nodes[use.node])
+    values = {id(value): value for value in inverses.values()}
+    for (source, which), readers in groups.items():
+        _multiply(program, nodes[source], values[which], readers)
+    program.graph.lint()
+    program.graph_module.recompile()
 
 
 def _factors(activations: torch.Tensor, weights: torch.Tensor, strength: float) -> torch.Tensor:
@@ -62,12 +95,11 @@ def _factors(activations: torch.Tensor, weights: torch.Tensor, strength: float) 
     return factor / factor.log().mean().exp()  # around 1: products stay where fp16 is good
 
 
-def _divide(program: ExportedProgram, source: Node, factor: torch.Tensor, members: Sequence[tuple[Site, Node]]) -> Node:
-    inverse = add_buffer(program, f"palmtop_smooth.{source.name}", (1 / factor).to(torch.float32))
-    readers = [use for _, use in members]
+def _multiply(program: ExportedProgram, source: Node, inverse: torch.Tensor, readers: Sequence[Node]) -> Node:
+    buffer = add_buffer(program, _PREFIX + source.name, inverse.to(torch.float32))
     order = {node: place for place, node in enumerate(program.graph.nodes)}
     first = min(readers, key=order.__getitem__)
-    smoothed = insert(first, aten.mul.Tensor, (source, inverse), torch.empty_like(source.meta["val"]))
+    smoothed = insert(first, aten.mul.Tensor, (source, buffer), torch.empty_like(source.meta["val"]))
     for use in readers:
         use.replace_input_with(source, smoothed)
     return smoothed

@@ -31,6 +31,9 @@ _DECISIONS = {
     "token-classification": "last axis",
     "fill-mask": "last axis",
     "question-answering": "tokens",
+    "text-generation": "last axis",
+    "text2text-generation": "last axis",
+    "image-to-text": "last axis",
 }
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ...runtime.golden import DECODER_IDS, GoldenCase
-from ...runtime.manifest import Dim, TensorSpec
+from ...runtime.manifest import Dim, TensorSpec, TokenizerSpec
 from ..reference import Reference
 from ..source import Source, quiet_transformers
 from ..texts import LONG, SENTENCES
+from ..tokenizer import carry_tokenizer, check_tokenizer, prove_tokenizer
 from . import Batches, Feeds, Inputs
 from .text import TextInputs, golden_case, probes, text_inputs
 
@@ -50,7 +52,7 @@ def prompt_inputs(
     return dataclasses.replace(
         base,
         specs=(TensorSpec("input_ids", "int64", axes),),
-        example={"input_ids": torch.from_numpy(texts.feeds([SENTENCES[5]])["input_ids"])},
+        example={"input_ids": torch.from_numpy(texts.feeds([SENTENCES[5]])["input_ids"]).repeat(2, 1)},
         batches=batches,
         golden=golden,
         lines=lambda lines: [(f"line {index}", texts.feeds([str(line)])) for index, line in enumerate(lines, start=1)],
@@ -81,6 +83,16 @@ def with_decoder(base: Inputs, source: Source, start: int, context: int) -> Inpu
         saying = Saying(reference.model, reference.call, reference.outputs, tuple(ids))
         return [dataclasses.replace(case, continued=tuple(ids)) for case in base.golden(saying)]
 
+    def write(root: Path) -> TokenizerSpec:
+        """The decoder writes with a tokenizer, though what the encoder takes is no text."""
+        found = base.write(root)
+        if found is not None:
+            return found
+        spec = carry_tokenizer(source, root, ("input_ids",), context)
+        check_tokenizer(source, root / spec.path, SENTENCES)
+        prove_tokenizer(source, root / spec.path, spec)
+        return spec
+
     tokens = TensorSpec(DECODER_IDS, "int64", (Dim(symbol="batch", min=1), Dim(symbol="tokens", min=1, max=context)))
     example = {name: value.numpy() for name, value in base.example.items()}
     return dataclasses.replace(
@@ -91,6 +103,7 @@ def with_decoder(base: Inputs, source: Source, start: int, context: int) -> Inpu
         golden=golden,
         lines=lambda lines: batches(base.lines(lines)),
         calibration=lambda path: [more(feeds, seed) for seed, feeds in enumerate(base.calibration(path))],
+        write=write,
     )
 
 
