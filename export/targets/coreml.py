@@ -80,6 +80,7 @@ def plan(captured: Captured, options: Options) -> Artifact:
         states=state_specs(narrowed, "float16") if keeps else (),
         minimum_os={"ios": f"{ios}.0", "macos": _MACOS[ios]},
         methods={captured.method: "main"},
+        image_inputs={name: dict(image) for name, image in options.image_inputs.items()},
     )
 
 
@@ -135,13 +136,15 @@ def _planned(dim: Dim, captured: Captured, options: Options) -> Dim:
     if dim.symbol == "batch":
         return Dim(size=1)
     largest = dim.largest or max(_LONGEST, dim.min or 0)
-    lengths = tuple(sorted(set(options.lengths or ()))) if dim.symbol == "sequence" else ()
+    one = (1,) if captured.caches and options.lengths else ()  # a decoder goes on one token after the other
+    lengths = tuple(sorted({*(options.lengths or ()), *one})) if dim.symbol == "sequence" else ()
     for length in lengths:
         if not dim.admits(length):
             raise RequestError(f"--lengths {length}: the model takes {dim}. Give lengths that it takes.")
     if not options.dynamic:
-        longest = 1 if captured.caches else largest  # what keeps a cache takes one token after the other
-        return Dim(size=lengths[-1] if lengths else longest)
+        if captured.caches:
+            return Dim(size=1)
+        return Dim(size=lengths[-1] if lengths else largest)
     if lengths:
         return Dim(size=lengths[0]) if len(lengths) == 1 else Dim(symbol=dim.symbol, values=lengths)
     if dim.values is not None:

@@ -85,7 +85,7 @@ def _axes(captured: Captured, options: Options) -> dict[str, Dim]:
             longest = max(_LARGEST_UNBOUNDED, dim.min or 1)
         if captured.caches and not options.dynamic:
             axes[symbol] = Dim(symbol=symbol, values=(1,))  # what keeps a cache takes one token after the other
-        elif not options.dynamic or (lengths and len(lengths) == 1):
+        elif not options.dynamic or (lengths and len(lengths) == 1 and not captured.caches):
             axes[symbol] = Dim(symbol=symbol, values=(longest,))
         elif dim.values is None:
             axes[symbol] = Dim(symbol=symbol, min=dim.min or 1, max=longest)

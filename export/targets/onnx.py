@@ -40,7 +40,8 @@ _MODULE_KEY = "palmtop.module"
 
 def plan(captured: Captured, options: Options) -> Artifact:
     """Batch and every other captured axis stay dynamic; with lengths, the sequence takes those alone."""
-    narrowed = requested_axes(captured, options)
+    # What is filled of a cache differs from call to call, and a decoder takes one token as well as many.
+    narrowed = {} if captured.caches else requested_axes(captured, options)
     half = options.half_io and options.precision == "fp16"
     return Artifact(
         target="onnx",
