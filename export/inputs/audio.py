@@ -55,7 +55,8 @@ class SoundInputs:
         rate, axis = self.processor.rate, self.processor.time_axis
         features = self.processor.features(sounds.speech(self.processor.seconds(steps) + 0.1, rate, seed))
         cut = np.take(features, np.arange(steps), axis=axis)
-        return {**self.feeds([sounds.speech(1.0, rate, seed)], seed), **self.processor.batch([cut])}
+        spoken = sounds.speech(min(1.0, self.most_seconds), rate, seed)
+        return {**self.feeds([spoken], seed), **self.processor.batch([cut])}
 
     @property
     def most_seconds(self) -> float:
@@ -74,10 +75,10 @@ def audio_inputs(
     Args:
         takes: the names of the parameters of its `forward`.
         max_length, lengths: longest input, and the only lengths, in steps of the model's input: samples of a waveform,
-            frames of a spectrogram.
+            frames of a spectrogram. Of a model with a decoder they count its tokens, and say nothing of sounds.
 
     Raises:
-        RequestError: the model takes no sound of that length, or the checkpoint has no feature extractor.
+        RequestError: the model takes no sound of these lengths, or the checkpoint has no feature extractor.
         UnsupportedError: a feature extractor that cannot be expressed as data.
     """
     if source.feature_extractor is None:
@@ -90,8 +91,12 @@ def audio_inputs(
     processor = AudioProcessor(data)
     prove_features(source.feature_extractor, data, sounds.probes(processor.rate, 30.0))
     tokens = _decoder_tokens(model) if "decoder_input_ids" in takes else 0
+    if "decoder_input_ids" in takes:
+        max_length, lengths = None, None
     asked = max(lengths) if lengths else max_length
     length, notes = _length(source, model, SoundInputs(processor, Dim(symbol="sequence", min=1), tokens), asked)
+    if lengths and not all(map(length.admits, lengths)):
+        raise RequestError(f"{source.id} takes {length} steps of its input; --lengths {lengths} are others.")
     inputs = SoundInputs(processor, length, tokens)
     sizes = tuple(lengths) if lengths else (length.largest or 0,)
 
@@ -143,13 +148,11 @@ def _length(
     axis = 1 + processor.time_axis
     sizes = short[processor.input].shape[axis], long[processor.input].shape[axis]
     if sizes[0] == sizes[1]:
-        if asked is not None and asked != sizes[0]:
-            raise RequestError(f"{source.id} takes inputs of exactly {sizes[0]} frames; {asked} were asked for.")
-        return Dim(size=sizes[0]), ()
+        return Dim(size=sizes[0]), ()  # as the feature extractor cuts and pads, whatever is asked for
     least = _least(source, model, inputs)
     steps = processor.rate / processor.hop
     if asked is not None and asked < least:
-        raise RequestError(f"{source.id} needs at least {least} steps ({least / steps:.2f} s); {asked} were asked for.")
+        asked = None  # tokens may have been meant: the note tells what it became
     stride = frame_times(source.config).get("frames", {}).get("stride", 1)
     most = asked or max(int(min(DEFAULT_SECONDS * steps, _MOST_FRAMES * stride)), 2 * least)
     note = f"Exported for sounds of up to {most / steps:g} s ({most} steps of the input; see --max-length)."

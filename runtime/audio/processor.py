@@ -56,6 +56,16 @@ class AudioProcessor:
             values = run_step(values, step)
         return np.ascontiguousarray(values)
 
+    def whole(self, sound: Sound) -> np.ndarray:
+        """Features as above, of a sound that is longer than what they are cut to: all of it."""
+        fixed = next((step["length"] for step in self.steps if step["step"] == "cut"), None)
+        if fixed is None or sound.at(self.rate).samples.size <= fixed:
+            return self.features(sound)
+        values: np.ndarray = sound.at(self.rate).samples.astype(np.float32, copy=False)
+        for step in self.steps:
+            values = values if step["step"] in ("cut", "pad") else run_step(values, step)
+        return np.ascontiguousarray(values)
+
     def batch(self, features: Sequence[np.ndarray], length: Dim | None = None) -> dict[str, np.ndarray]:
         """Features of several sounds as the model's inputs, padded to the longest, or to what the axis `length` takes.
 

@@ -24,6 +24,7 @@ from .object_detection import ObjectDetection
 from .question_answering import QuestionAnswering
 from .sentence_similarity import SentenceSimilarity
 from .sounds import SoundFeatures
+from .speech import SpeechRecognition
 from .text2text_generation import Text2TextGeneration
 from .text_classification import TextClassification
 from .text_generation import TextGeneration
@@ -73,6 +74,8 @@ def pipeline_class(manifest: Manifest) -> type[Pipeline]:
             f"No pipeline runs the task '{manifest.task}'. Known: {', '.join(PIPELINES)}. "
             "Its artifacts can be run on arrays: Bundle.open(path).open_session().run(feeds)."
         )
+    if manifest.task == SpeechRecognition.task and manifest.generation:
+        return SpeechRecognition  # by a decoder, not frame by frame
     for kind in manifest.preprocess if manifest.tokenizer is None else ():
         if (manifest.task, kind) in _WITHOUT_TEXT:
             return _WITHOUT_TEXT[manifest.task, kind]

@@ -10,7 +10,7 @@ import numpy as np
 from ..audio import AudioProcessor, Sound
 from ..audio.sound import is_sound
 from ..errors import DamagedError, RequestError
-from ..manifest import Manifest
+from ..manifest import Artifact, Manifest
 from ..session import Session
 from ..tokenizer import Tokenizer
 from .base import Outputs, Pipeline, grouped, run_rows, whole, widened
@@ -34,14 +34,17 @@ class SoundPipeline(Pipeline):
         if data is None:
             raise DamagedError("The manifest does not say how sounds are prepared (preprocess.audio). Export it again.")
         self.processor = AudioProcessor(data)
-        spec = next((spec for spec in session.artifact.inputs if spec.name == self.processor.input), None)
-        extra = {spec.name for spec in session.artifact.inputs} - {self.processor.input, self.processor.mask}
+        artifact = self.hearing(session)
+        spec = next((spec for spec in artifact.inputs if spec.name == self.processor.input), None)
+        extra = {spec.name for spec in artifact.inputs} - {self.processor.input, self.processor.mask}
         if spec is None or extra:
             wrong = ", ".join(sorted(extra)) or "none of it"
-            raise DamagedError(
-                f"{session.artifact.path} takes {wrong}, which sounds are not made into. Export the bundle again."
-            )
+            raise DamagedError(f"{artifact.path} takes {wrong}, which sounds are not made into. Export it again.")
         self._batch_axis, self._length_axis = spec.dims[0], spec.dims[1 + self.processor.time_axis]
+
+    def hearing(self, session: Session) -> Artifact:
+        """The artifact that takes the sound."""
+        return session.artifact
 
     @property
     def sampling_rate(self) -> int:
