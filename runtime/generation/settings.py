@@ -66,7 +66,8 @@ class Settings:
     def of(cls, *defaults: Mapping[str, Any], **asked: Any) -> Settings:
         """Settings from the checkpoint's defaults, later ones first, and what a call asks for.
 
-        None anywhere means "not said". A temperature of 0 means greedy, as it does for people.
+        None anywhere means "not said". A temperature of 0 means greedy, as it does for people. A checkpoint's default
+        that makes no sense (an end token of -1) is as good as none.
 
         Raises:
             RequestError: an option that does not exist, or a value that makes no sense.
@@ -85,7 +86,14 @@ class Settings:
         merged.update(asked)
         if merged.get("temperature") == 0:
             merged.update(do_sample=False, temperature=1.0)
-        return cls(**{name: _CHECKS[name](name, value) for name, value in merged.items()})
+        checked = {}
+        for name, value in merged.items():
+            try:
+                checked[name] = _CHECKS[name](name, value)
+            except RequestError:
+                if name in asked:
+                    raise
+        return cls(**checked)
 
     @property
     def first_token(self) -> int:

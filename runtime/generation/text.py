@@ -74,13 +74,20 @@ class TextGenerator:
     def stream(self, job: Job) -> Iterator[str]:
         """The new text as it is made. Joined, it is the text that `texts` gives. Closing it ends the work.
 
+        Of beams nothing is certain before the end: their text comes as one piece.
+
         Raises:
-            RequestError: several sequences at once, or beams, of which none is certain before the end.
+            RequestError: several sequences at once, or a prompt that does not fit.
         """
-        if job.settings.num_beams > 1 or job.settings.num_return_sequences > 1:
-            raise RequestError("Only one sequence can be streamed: num_beams and num_return_sequences must be 1.")
+        if job.settings.num_return_sequences > 1:
+            raise RequestError("Only one text can be streamed: num_return_sequences must be 1.")
         job.longest  # noqa: B018 - a prompt that does not fit is refused now, not when the first piece is taken
+        if job.settings.num_beams > 1:
+            return self._whole(job)
         return pieces(tokens(job), self.tokenizer, job.settings.stop_strings)
+
+    def _whole(self, job: Job) -> Iterator[str]:
+        yield from filter(None, self.texts(job))
 
     def _cut(self, ids: Sequence[int], stop_strings: Sequence[str]) -> str:
         stop = StopStrings(stop_strings)

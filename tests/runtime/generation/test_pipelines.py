@@ -147,10 +147,12 @@ def test_requests_that_make_no_sense_are_refused(folder, inputs, options):
         pipeline(inputs, **options)
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])
-def test_what_is_not_certain_before_the_end_is_not_streamed(folder, options):
+def test_beams_are_streamed_as_one_piece_and_several_texts_not_at_all(folder):
+    pipeline, options = generating_pipeline(folder("tiktoken"), num_beams=2), {"max_new_tokens": 8}
+    (whole,) = pipeline(PROMPTS[0], return_full_text=False, **options)
+    assert list(pipeline.stream(PROMPTS[0], **options)) == [whole.text]
     with pytest.raises(RequestError, match="streamed"):
-        generating_pipeline(folder("tiktoken")).stream(PROMPTS[0], **options)
+        pipeline.stream(PROMPTS[0], num_return_sequences=2, **options)
 
 
 def test_a_model_without_a_chat_template_says_so(tmp_path):

@@ -156,3 +156,8 @@ def test_what_a_call_says_comes_before_what_the_checkpoint_says():
     assert Settings.of(checkpoint).longest(4, None) == 13
     assert Settings.of(checkpoint).longest(4, 10) == 10
     assert not Settings.of(checkpoint, temperature=0).do_sample
+
+
+def test_a_checkpoints_default_that_makes_no_sense_is_none():
+    settings = Settings.of({"eos_token_id": -1, "temperature": 0.0, "do_sample": True, "top_p": None, "top_k": "x"})
+    assert settings == Settings()
