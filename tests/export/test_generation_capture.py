@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 CONTEXT = 24
 STEPS = (7, 1, 1, 1, 4)
-NOISE = {"fp32": 1e-5, "fp16": 1e-2}
+NOISE = {"fp32": 1e-5, "fp16": 3e-2}
 
 USUAL = {
     "vocab_size": 61,
@@ -114,7 +114,7 @@ def runner(tmp_path_factory):
     """Artifacts by target, kind and precision, each made once and opened."""
 
     @cache
-    def made(target_name: str, kind: str, precision: str = "fp32") -> Runner:
+    def made(target_name: str, kind: str, precision: str) -> Runner:
         target = get_target(target_name)
         captured = captured_of(kind, target.cache)
         artifact = target.plan(captured, Options(precision=precision))
@@ -123,7 +123,7 @@ def runner(tmp_path_factory):
         target.lower(captured, artifact, "id", root / artifact.path)
         return Runner(Session.open(root, artifact, "id", threads=1))
 
-    return made
+    return lambda target_name, kind, precision="fp32": made(target_name, kind, precision)
 
 
 def distance(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -163,10 +163,9 @@ def test_every_architecture_goes_through_one_route(kind, way):
         ("onnx", "gemma3_text"),
         ("onnx", "deepseek_v3"),
         ("coreml", "bloom"),
+        ("coreml", "gpt_neo"),
         ("coreml", "qwen3_moe"),
-        ("coreml", "gemma3_text"),
         ("executorch", "llama"),
-        ("executorch", "gpt_neo"),
     ],
 )
 def test_an_artifact_fed_in_steps_is_the_model(runner, target, kind):
