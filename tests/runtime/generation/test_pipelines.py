@@ -247,3 +247,31 @@ def test_text_of_a_picture_is_what_generate_gives(tmp_path, options):
     assert found.text == tokenizer.decode(ids, skip_special_tokens=True)
     if "num_beams" not in options:
         assert "".join(pipeline.stream(picture, **asked, prompt=options.get("prompt"))) == found.text
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {"num_beams": 4, "max_length": 24, "bad_words_ids": [[3]], "forced_eos_token_id": 2},  # as Marian's have it
+        {
+            "num_beams": 4,
+            "max_length": 22,
+            "min_length": 8,
+            "no_repeat_ngram_size": 3,
+            "early_stopping": True,
+            "length_penalty": 2.0,
+            "forced_bos_token_id": 1,
+            "forced_eos_token_id": 2,
+        },  # BART's for summaries
+    ],
+    ids=["translation", "summary"],
+)
+def test_the_generation_config_of_a_checkpoint_is_followed(tmp_path, generation):
+    folder = encoder_decoder_checkpoint(tmp_path, **generation)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    pipeline = generating_pipeline(folder)
+    for prompt in PROMPTS:
+        (found,) = pipeline(prompt)
+        ids = model.generate(**tokenizer(prompt, return_tensors="pt"))
+        assert found.text == tokenizer.decode(ids[0], skip_special_tokens=True)
