@@ -30,6 +30,7 @@ Advance = Callable[[], None]
 _MOST_TOKENS, _FEWEST_TOKENS, _PRODUCTS = 32768, 4096, 1e12
 # What sensitivities are measured on: the order of weights is clear long before their exact numbers.
 _SENSITIVITY_TOKENS, _SENSITIVITY_FEWEST, _SENSITIVITY_PRODUCTS = 768, 256, 2e10
+_SENSITIVITY_ROWS = 4
 # Tokens, or numbers of another input, that make a batch of short inputs.
 _AT_ONCE = 512
 
@@ -65,10 +66,11 @@ def sensitivity_rows(captured: Captured, rows: Sequence[Feeds]) -> list[Feeds]:
     tokens = 0
     for group in sorted(groups.values(), key=len, reverse=True):
         size = max(array.size for array in group[0].values())
-        count = max(min(len(group), most // (3 * size)), 1)  # of three lengths at least
+        # Of three lengths at least; of inputs as large as pictures, a few all the same.
+        count = min(len(group), max(most // (3 * size), _SENSITIVITY_ROWS - len(chosen), 1))
         chosen += group[:count]
         tokens += count * size
-        if tokens >= most:
+        if tokens >= most and len(chosen) >= _SENSITIVITY_ROWS:
             break
     return list(_together(captured, chosen, None))
 

@@ -233,3 +233,8 @@ def test_sensitivities_are_measured_on_several_lengths_in_batches(model):
     assert len({length for _, length in shapes}) >= 3
     assert max(count for count, _ in shapes) > 20
     assert 700 < sum(count * length for count, length in shapes) < 1100
+
+
+def test_sensitivities_of_large_inputs_are_measured_on_a_few_all_the_same(model):
+    rows = [{"x": np.full((1, 2000), 3)} for _ in range(10)]
+    assert sum(len(batch["x"]) for batch in sensitivity_rows(model, rows)) == 4
