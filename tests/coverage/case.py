@@ -121,12 +121,34 @@ def _quiet() -> Iterator[None]:
         os.dup2(kept, 1)
 
 
+def _warm_up() -> None:
+    """Lower one model here, so that what the libraries then remember (patterns, symbolic sums) is in every fork.
+
+    Nothing is executed by a format's own engine: some have threads, which a fork would not have.
+    """
+    import palmtop.export.api
+    import palmtop.runtime.verify  # noqa: F401
+    from palmtop.export.build import capture_methods
+    from palmtop.export.source import open_source
+    from palmtop.export.subject import checkpoint_subject
+    from palmtop.export.targets import Options, get_target
+
+    from .checkpoints import make_checkpoint
+
+    with tempfile.TemporaryDirectory(prefix="palmtop-coverage-") as place:
+        folder = Path(place)
+        made = make_checkpoint(folder / "checkpoint", "bert", "text-classification")
+        (captured,) = capture_methods(checkpoint_subject(open_source(made.folder)))
+        for name in TARGETS:
+            target = get_target(name)
+            artifact = target.plan(captured, Options())
+            target.lower(captured, artifact, "00", folder / artifact.path)
+
+
 def serve() -> None:
     """Take a JSON object a line (model_type, task, targets, seconds, path) and answer with the path of its result."""
-    import palmtop.export
-    import palmtop.export.targets.coreml_convert
-    import palmtop.export.targets.executorch_lowering  # noqa: F401
-
+    with _quiet():
+        _warm_up()
     for line in sys.stdin:
         asked = json.loads(line)
         began = time.perf_counter()
@@ -152,6 +174,8 @@ def _child(asked: dict[str, Any]) -> None:
     path = Path(asked["path"])
     with _quiet():
         result = run(asked["model_type"], asked["task"], asked["targets"])
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    result["cpu_seconds"] = round(used.ru_utime + used.ru_stime, 1)
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
     aside.rename(path)
