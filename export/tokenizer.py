@@ -71,6 +71,8 @@ def carry_tokenizer(source: Source, root: Path, inputs: tuple[str, ...], max_len
     (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     name = type(tokenizer).__name__.removesuffix("Fast")
     concrete = _concrete(kind, data) if name in _GENERIC else name
+    if source.slow_tokenizer is not None:  # the usual classes would put their own steps in place of the rebuilt ones
+        concrete = _PLAIN
     (folder / "tokenizer_config.json").write_text(
         canonical_json(_config(source, concrete, max_length, inputs)), encoding="utf-8"
     )
@@ -189,8 +191,18 @@ def _write_vocabulary(source: Source, folder: Path, data: dict[str, Any], kind: 
     for name in SENTENCEPIECE:
         if (source.folder / name).is_file():
             (folder / name).write_bytes((source.folder / name).read_bytes())
-    if kind in ("unigram", "bpe") and not any(folder.glob("*.model")):
+    if source.slow_tokenizer is not None:
+        _copy_original(source, folder)
+    elif kind in ("unigram", "bpe") and not any(folder.glob("*.model")):
         write_sentencepiece(folder, data, _bare_ids(source, SENTENCES))
+
+
+def _copy_original(source: Source, folder: Path) -> None:
+    """The vocabulary files of a Python tokenizer, where nothing of their names was written."""
+    for name in getattr(source.slow_tokenizer, "vocab_files_names", {}).values():
+        original, copy = source.folder / name, folder / name
+        if original.is_file() and not copy.exists():
+            copy.write_bytes(original.read_bytes())
 
 
 def _write_chat_templates(folder: Path, templates: str | dict[str, str] | None) -> None:

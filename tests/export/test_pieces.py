@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
+from palmtop.export.generation.languages import languages_of
+from palmtop.export.source import open_source
 from palmtop.export.tokenization.golden import tokenizer_cases
 from palmtop.export.tokenization.pieces import own_pieces
 from palmtop.export.tokenization.rebuild import known_difference, rebuilt
 from palmtop.export.tokenization.spec import specification
+from palmtop.export.tokenizer import carry_tokenizer, prove_tokenizer
 from palmtop.runtime.errors import UnsupportedError
+from palmtop.runtime.tokenizer import Tokenizer
+from palmtop.runtime.tokenizer_spec import read_tokenizer_spec
 
 from ..support.pieces import VARIANTS, marian, texts, trained
 from ..support.spec_check import differences
@@ -81,6 +87,29 @@ def test_the_plain_reader_gives_the_golden_vectors(both):
     assert wrong == []
 
 
+@pytest.mark.parametrize("name", ["marian", "blenderbot-small"])
+def test_the_folder_of_a_bundle_is_read_without_python_code_of_the_tokenizer(name, checkpoint, tmp_path):
+    made = VARIANTS[name](tmp_path / "files")
+    made.save_pretrained(tmp_path / "checkpoint")
+    slow = type(made).from_pretrained(tmp_path / "checkpoint")
+    source = dataclasses.replace(
+        open_source(checkpoint()), folder=tmp_path / "checkpoint", text=rebuilt(slow), slow_tokenizer=slow
+    )
+    spec = carry_tokenizer(source, tmp_path, ("input_ids", "attention_mask"), 64)
+    prove_tokenizer(source, tmp_path / spec.path, spec)  # golden vectors, through the runtime's reader
+    reader = Tokenizer.open(tmp_path / spec.path, spec)
+    for text in _texts(slow, 40):
+        expected = slow(text, truncation=True, max_length=64)["input_ids"]
+        assert reader(text, truncation="longest_first").inputs["input_ids"][0].tolist() == expected
+        assert reader.decode(expected, skip_special_tokens=True) == slow.decode(expected, skip_special_tokens=True)
+    assert read_tokenizer_spec(tmp_path / spec.path / "tokenizer_spec.json")["inputs"] == [
+        "input_ids",
+        "attention_mask",
+    ]
+    assert spec.tokenizer_class == "PreTrainedTokenizerFast"
+    assert (tmp_path / spec.path / "vocab.json").is_file()
+
+
 # --- languages, and what no text is cut into ------------------------------------------------------------------------
 
 
@@ -91,6 +120,14 @@ def test_a_language_is_named_at_the_start_of_a_text_alone(tmp_path):
     assert fast(">>fr<< the table")["input_ids"][0] == french
     assert french not in fast("the >>fr<< table")["input_ids"]
     assert fast(">>tlh<< the table")["input_ids"][0] == fast.unk_token_id
+
+
+def test_languages_that_are_tokens_are_found_on_the_python_tokenizer(tmp_path):
+    slow = VARIANTS["m2m_100"](tmp_path)
+    found = languages_of(slow)
+    assert found["source_language"] == "en"
+    assert found["languages"]["fr"] == slow.get_lang_id("fr")
+    assert rebuilt(slow)("the table")["input_ids"][0] == found["languages"]["en"]
 
 
 def test_pieces_of_the_target_are_written_but_never_read(tmp_path):
