@@ -14,6 +14,7 @@ from ..runtime.errors import RequestError
 from ..runtime.manifest import Dim
 from .build import Result, build, check_destination
 from .compress import Request
+from .image_input import image_input as read_image_input
 from .memory import check_memory
 from .module_subject import module_subject
 from .source import open_source
@@ -38,6 +39,7 @@ def export_checkpoint(
     dynamic: bool = True,
     keep_fp32: Sequence[str] = (),
     half_io: bool = False,
+    image_input: bool = False,
     fallback: bool = True,
     min_agreement: float | None = None,
     metric: str = "cosine",
@@ -65,6 +67,7 @@ def export_checkpoint(
         dynamic: False makes every axis constant.
         keep_fp32: paths of modules whose arithmetic stays fp32 in fp16 artifacts.
         half_io: fp16 inputs and outputs for fp16 ONNX artifacts too (others keep fp32 ones).
+        image_input: Core ML artifacts take pixels, and rescale and normalise them.
         fallback: where fp16 would fail parity, keep more modules in fp32, and where int8 or int4 would, give weights
             more bits, as few as will do (a search; see the notes).
         min_agreement: what each quantized artifact must keep, 0..1; None: 0.995 for int8, 0.98 for int4, 0.99 for auto.
@@ -103,6 +106,9 @@ def export_checkpoint(
         opened = open_source(source, task=task, revision=revision, trust_remote_code=trust_remote_code)
         check_memory(opened.weights(), _targets(to), options.precision, quantization is not None)
         subject = checkpoint_subject(opened, max_length, options.lengths)
+        if image_input:
+            pictures = read_image_input(subject.preprocess, subject.inputs)
+            options = dataclasses.replace(options, image_inputs=pictures)
     return build(
         subject,
         destination,

@@ -132,6 +132,8 @@ class Artifact:
     `methods` maps the method of the model that it is (`forward`; of models that generate `encoder`, `decoder`) to the
     entry point in the file.
     `minimum_os` is the oldest system that runs it (`{"ios": "16.0"}`), empty when the format sets none.
+    `image_inputs` are inputs that the file takes as pictures and prepares itself (`export/image_input.py`); elsewhere,
+    in `inputs` too, they are the arrays of prepared pictures.
     """
 
     target: str
@@ -143,6 +145,7 @@ class Artifact:
     minimum_os: dict[str, str] = field(default_factory=dict)
     states: tuple[StateSpec, ...] = ()
     methods: dict[str, str] = field(default_factory=lambda: {"forward": "forward"})
+    image_inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -337,7 +340,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Dim):
         return value.to_json()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        plain = {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        if plain.get("image_inputs") == {}:
+            del plain["image_inputs"]  # stated where there are some
+        return plain
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

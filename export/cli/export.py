@@ -87,6 +87,9 @@ def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
         "--fp16-io", action="store_true", help="fp16 inputs and outputs too, for --quantize fp16 in ONNX (others: fp32)"
     )
     precision.add_argument(
+        "--image-input", action="store_true", help="Core ML takes pixels of a picture, and normalises them itself"
+    )
+    precision.add_argument(
         "--no-fallback",
         dest="fallback",
         action="store_false",
@@ -127,6 +130,7 @@ def exported(arguments: argparse.Namespace, console: Console, destination: str |
             dynamic=arguments.dynamic,
             keep_fp32=arguments.keep_fp32,
             half_io=arguments.fp16_io,
+            image_input=arguments.image_input,
             fallback=arguments.fallback,
             min_agreement=arguments.min_agreement,
             metric=arguments.metric,

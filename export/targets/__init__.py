@@ -7,9 +7,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Options:
     `dynamic`: False makes every axis constant, the sequence at its longest (`--static`).
     `keep_fp32`: paths of PyTorch modules whose arithmetic stays fp32 in an fp16 artifact.
     `half_io`: the inputs and outputs of an fp16 ONNX artifact are fp16 too; other formats keep theirs.
+    `image_inputs`: inputs that Core ML shall take as pictures (`export/image_input.py`).
     """
 
     precision: str = "fp32"
@@ -35,6 +36,7 @@ class Options:
     dynamic: bool = True
     keep_fp32: tuple[str, ...] = ()
     half_io: bool = False
+    image_inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

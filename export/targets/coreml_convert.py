@@ -25,6 +25,7 @@ from torch.export import ExportedProgram
 from ...quantize.weights import QuantizedWeight
 from ...runtime.manifest import Artifact, Dim
 from .coreml_graph import modules_by_handle
+from .coreml_images import declare_images, fold_preparation
 from .coreml_precision import fp32_operations
 from .coreml_quantize import Weights, fp32_readers, round_inputs, skipped_passes, store_integers
 
@@ -70,6 +71,7 @@ def convert(
         _passes(computes_half(artifact), skipped_passes(integers.quantized)),
         lambda: fp32_operations(mil, keep_fp32, _modules(mil, modules)) | fp32_readers(mil, integers),
     )
+    fold_preparation(mil, artifact)
     stored = store_integers(mil, integers)
     round_inputs(mil, integers, stored, options.get("input_ranges", {}))
     mil.validate(check_essential_scope=True)
@@ -83,6 +85,7 @@ def convert(
     )
     mil_converter._reset_conversion_state()
     _enumerate_shapes(spec, artifact)
+    declare_images(spec, artifact)
     return Converted(spec, mil, _modules_of_values(mil, modules))
 
 

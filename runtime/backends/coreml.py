@@ -22,6 +22,7 @@ from ..manifest import Artifact
 from ..parity import Bound
 from ..threads import limit_blas
 from . import Backend, Contents, Rounding, Runner, Traced, Visit
+from .coreml_images import with_pictures
 
 IDENTITY_KEY = "palmtop.identity"
 MODULES_KEY = "palmtop.modules"
@@ -39,6 +40,7 @@ class InterpretedRunner:
         if threads is not None:
             limit_blas(threads)  # the interpreter computes with numpy
         self.program = Program.load(path, function=artifact.methods[artifact.method])
+        self._artifact = artifact
         self.identity = self.program.metadata.get(IDENTITY_KEY)
         self._outputs = _declared_outputs(artifact, set(self.program.outputs), path)
 
@@ -46,7 +48,7 @@ class InterpretedRunner:
         return self.program.new_state()
 
     def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
-        results = self.program.predict(feeds, state=state)
+        results = self.program.predict(with_pictures(feeds, self._artifact), state=state)
         return {name: results[name] for name in self._outputs}
 
 
@@ -56,6 +58,7 @@ class NativeRunner:
     def __init__(self, path: Path, artifact: Artifact, threads: int | None):
         import coremltools
 
+        self._artifact = artifact
         try:
             self._model = coremltools.models.MLModel(str(path))
         except Exception as error:  # Core ML reports as RuntimeError, ValueError and plain Exception
@@ -70,7 +73,8 @@ class NativeRunner:
         return self._model.make_state()
 
     def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
-        results = self._model.predict(feeds) if state is None else self._model.predict(feeds, state=state)
+        given = with_pictures(feeds, self._artifact)
+        results = self._model.predict(given) if state is None else self._model.predict(given, state=state)
         return {name: results[name] for name in self._outputs}
 
 
@@ -166,7 +170,8 @@ def trace(path: Path, artifact: Artifact, feeds: dict[str, np.ndarray], visit: V
         if isinstance(value, np.ndarray) and value.dtype.kind == "f":
             visit(Traced(name, kind, modules.get(name), value))
 
-    Program.load(path, function=artifact.methods[artifact.method]).predict(feeds, observer=observe)
+    program = Program.load(path, function=artifact.methods[artifact.method])
+    program.predict(with_pictures(feeds, artifact), observer=observe)
 
 
 BACKEND = Backend(

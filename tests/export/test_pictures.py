@@ -8,10 +8,13 @@ import pytest
 import transformers
 from palmtop.export import export_checkpoint
 from palmtop.export.cli import main
+from palmtop.export.image_input import image_input
 from palmtop.export.inputs.pictures import photo
 from palmtop.runtime import load
 from palmtop.runtime.bundle import Bundle
 from palmtop.runtime.errors import DamagedError, RequestError
+from palmtop.runtime.manifest import Dim, TensorSpec
+from palmtop.runtime.mil import Program
 from palmtop.runtime.verify import verify_bundle
 
 from ..support.pictures import KINDS, LABELS, SIDE, picture_checkpoint
@@ -182,3 +185,40 @@ def test_run_shows_what_is_in_a_picture(made, files, capsys):
     assert main(["run", str(clip.path), str(files[0]), "--choice", "cat", "--choice", "bus"]) == 0
     assert capsys.readouterr().out.startswith(("cat", "bus"))
     assert main(["run", str(vit.path), "nowhere.jpg"]) == 2
+
+
+def test_core_ml_takes_pixels_and_normalises_them_itself(tmp_path):
+    checkpoint = picture_checkpoint(tmp_path / "vit", "vit")
+    result = export_checkpoint(checkpoint, tmp_path / "pixels", to=("coreml",), image_input=True)
+    (artifact,) = result.manifest.artifacts
+    assert artifact.image_inputs["pixel_values"]["colors"] == "RGB"
+    assert artifact.image_inputs["pixel_values"]["steps"] == 1  # resizing is left to the app
+    program = Program.load(result.path / artifact.path)
+    feature = program.input_features["pixel_values"]
+    assert (feature.kind, feature.fixed_shape) == ("image", (1, 3, SIDE, SIDE))
+    image = photo(4, SIDE, SIDE)
+    logits = program.predict({"pixel_values": image})["logits"]
+    best = load(result.path)(image, top_k=1)[0]
+    assert best.label == LABELS[int(logits.argmax())]
+    assert best.score == pytest.approx(theirs("vit", checkpoint)(image, top_k=1)[0]["score"], abs=1e-5)
+    session = Bundle.open(result.path).open_session()
+    with pytest.raises(RequestError, match="takes pictures"):
+        session.run({"pixel_values": np.full((1, 3, SIDE, SIDE), 0.5011, np.float32)})
+
+
+def test_the_order_of_channels_is_kept_in_what_core_ml_does_itself():
+    pixels = TensorSpec("pixel_values", "float32", (Dim(symbol="batch", min=1), Dim(size=3), Dim(size=8), Dim(size=8)))
+    steps = [
+        {"step": "center_crop", "height": 8, "width": 8},
+        {"step": "rescale", "factor": 0.5},
+        {"step": "normalize", "mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 4.0]},
+        {"step": "flip_channels"},
+    ]
+    found = image_input({"image": {"steps": steps}}, [pixels])["pixel_values"]
+    assert (found["colors"], found["steps"]) == ("BGR", 1)
+    assert found["offset"] == pytest.approx([0.6, 0.4, 0.2])
+    assert found["scale"] == pytest.approx([0.125, 0.25, 0.5])
+    with pytest.raises(RequestError, match="pad"):
+        image_input({"image": {"steps": [*steps, {"step": "pad", "height": 9, "width": 9}]}}, [pixels])
+    with pytest.raises(RequestError, match="image-input"):
+        image_input({}, [pixels])
