@@ -80,6 +80,7 @@ coverage: $(STAMP)
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.moses 100000
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.fuzz.pieces 100000
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
