@@ -132,14 +132,16 @@ def _shown(result: Any) -> str:
     if isinstance(result, Region):
         return f"{result.label} {(result.mask > 0).mean():.1%}"
     if isinstance(result, Depth):
-        values = result.predicted_depth
-        return f"{list(values.shape)} depths {values.min():.4g} to {values.max():.4g}"
+        depth = result.predicted_depth
+        return f"{list(depth.shape)} depths {depth.min():.4g} to {depth.max():.4g}"
     if isinstance(result, Detection):
         box = result.box
         return f"{result.label} {result.score:.3f} [{box.xmin} {box.ymin} {box.xmax} {box.ymax}]"
     plain = to_plain(result)
     if "generated_text" in plain:
         return plain["generated_text"]
+    if "text" in plain:
+        return plain["text"]
     if "label" in plain:
         return f"{plain['label']} {plain['score']:.3f}"
     if "token_str" in plain:
