@@ -13,9 +13,9 @@ from ...runtime.golden import DECODER_IDS, Continuation, GoldenCase
 from ...runtime.verify import Case
 from ..source import quiet_transformers
 
-# How much is said, and after how many inputs; a model with more parameters than this takes too long for more than one.
+# How many tokens are said, and after how many inputs; by models of more parameters, which take seconds for a token.
 _TOKENS, _INPUTS = 64, 3
-_LARGE = 300_000_000
+_LARGE, _TOKENS_OF_LARGE, _INPUTS_OF_LARGE = 300_000_000, 16, 1
 # Margins are recorded to this; a second-best that is ruled out is infinitely far behind.
 _WIDEST = 1e4
 
@@ -30,8 +30,8 @@ class Speaker:
     def __init__(self, model: torch.nn.Module, context: int):
         self.model = model
         self.context = context
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.inputs = _INPUTS if parameters < _LARGE else 1
+        large = sum(parameter.numel() for parameter in model.parameters()) > _LARGE
+        self.inputs, self.tokens = (_INPUTS_OF_LARGE, _TOKENS_OF_LARGE) if large else (_INPUTS, _TOKENS)
         self._said: dict[bytes, Continuation | None] = {}
 
     def cases(self, cases: list[Case]) -> list[Case]:
@@ -66,7 +66,7 @@ class Speaker:
         if not self.model.config.is_encoder_decoder:
             start = inputs["input_ids"].shape[1]
             inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
-        room = min(_TOKENS, self.context - start)
+        room = min(self.tokens, self.context - start)
         if room < 1:
             return None
         options = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": room}
