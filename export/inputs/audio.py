@@ -23,7 +23,7 @@ from .audio_steps import audio_preprocess, prove_features
 
 # Without --max-length, whichever is less: attention costs the square of the frames, and where memory is planned ahead
 # (ExecuTorch) each call costs that of the longest sound.
-DEFAULT_SECONDS, _MOST_FRAMES = 20.0, 1000
+DEFAULT_SECONDS, _MOST_FRAMES = 10.0, 1000
 # The shortest sound that an artifact takes (a shorter one is padded to it): the first of these that the model takes.
 _SHORTEST = (0.1, 0.2, 0.4, 0.8, 1.6)
 # Their heads ask each row's length in a Python loop, which no program can hold; a sound by itself needs no mask.
@@ -57,6 +57,10 @@ class SoundInputs:
         cut = np.take(features, np.arange(steps), axis=axis)
         spoken = sounds.speech(min(1.0, self.most_seconds), rate, seed)
         return {**self.feeds([spoken], seed), **self.processor.batch([cut])}
+
+    def within(self, seconds: float) -> float:
+        """That long, or as near to it as the model takes."""
+        return max(min(seconds, self.most_seconds), self.processor.seconds(self.length.min or 0))
 
     @property
     def most_seconds(self) -> float:
@@ -153,8 +157,9 @@ def _length(
     steps = processor.rate / processor.hop
     if asked is not None and asked < least:
         asked = None  # tokens may have been meant: the note tells what it became
-    stride = frame_times(source.config).get("frames", {}).get("stride", 1)
-    most = asked or max(int(min(DEFAULT_SECONDS * steps, _MOST_FRAMES * stride)), 2 * least)
+    frames = frame_times(source.config).get("frames")
+    limit = _MOST_FRAMES * frames["stride"] if frames is not None else DEFAULT_SECONDS * steps
+    most = asked or max(int(min(DEFAULT_SECONDS * steps, limit)), 2 * least)
     note = f"Exported for sounds of up to {most / steps:g} s ({most} steps of the input; see --max-length)."
     return Dim(symbol="sequence", min=least, max=most), () if asked else (note,)
 
@@ -176,8 +181,7 @@ def _least(source: Source, model: torch.nn.Module, inputs: SoundInputs) -> int:
 
 def _spoken(inputs: SoundInputs, seconds: float, seed: int, level: float = 0.3) -> Sound:
     """Speech of that length, or as near to it as the model takes."""
-    least = inputs.processor.seconds(inputs.length.min or 0)
-    return sounds.speech(max(min(seconds, inputs.most_seconds), least), inputs.processor.rate, seed, level)
+    return sounds.speech(inputs.within(seconds), inputs.processor.rate, seed, level)
 
 
 def _example(inputs: SoundInputs) -> list[Sound]:
@@ -224,7 +228,7 @@ def _golden_sounds(inputs: SoundInputs) -> list[tuple[str, Sound]]:
         ("short-speech", _spoken(inputs, 0.45, 22, level=0.7)),
         (
             "tone",
-            sounds.tone(max(0.6, inputs.processor.seconds(inputs.length.min or 0)), inputs.processor.rate, 523.25),
+            sounds.tone(inputs.within(0.6), inputs.processor.rate, 523.25),
         ),
     ]
     return [(name, _as_written(sound)) for name, sound in made]
