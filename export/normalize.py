@@ -60,7 +60,16 @@ _CASTS = {
 def normalize(program: ExportedProgram) -> ExportedProgram:
     """Run all passes on a program, which may be changed in place, and return the normalised one."""
     program = functionalize(program)
-    for run in (drop_identities, say_axes, fill_by_choice, simplify_masks, finite_masks, drop_dead_code, prune):
+    for run in (
+        drop_identities,
+        spread_outer_products,
+        say_axes,
+        fill_by_choice,
+        simplify_masks,
+        finite_masks,
+        drop_dead_code,
+        prune,
+    ):
         run(program)
     rename_outputs(program)
     program.graph.lint()
@@ -173,6 +182,15 @@ def drop_identities(program: ExportedProgram) -> None:
             _replace(node, node.args[0])
         elif node.target in _CASTS and node.target is not aten.to.dtype:
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.meta["val"].dtype), {}
+
+
+def spread_outer_products(program: ExportedProgram) -> None:
+    """`outer` becomes a product of a column and a row: Core ML has no matrix product of whole and real numbers."""
+    for node in list(program.graph.nodes):
+        if node.target is aten.outer.default:
+            first, second = node.args
+            column = insert(program.graph, node, aten.unsqueeze.default, (first, 1))
+            _replace(node, insert(program.graph, node, aten.mul.Tensor, (column, second)))
 
 
 def _is_identity(node: Node) -> bool:
