@@ -221,7 +221,10 @@ def golden_vectors(reference: Reference, inputs: TextInputs) -> list[GoldenCase]
         for index, (question, passage) in enumerate(PAIRS):
             cases.append(golden_case(reference, inputs, f"pair {index + 1}", question, passage))
         cases.append(golden_case(reference, inputs, "truncated pair", PAIRS[3][0], LONG * 9))
-        cases += [golden_case(reference, inputs, name, PAIRS[0][0], text + " end") for name, text in PROBES]
+        for name, text in PROBES:
+            # Longformer looks for its separators, and refuses a text with one written in it.
+            with contextlib.suppress(AssertionError):
+                cases.append(golden_case(reference, inputs, name, PAIRS[0][0], text + " end"))
         return cases
     for index, sentence in enumerate(SENTENCES):
         cases.append(golden_case(reference, inputs, f"sentence {index + 1}", _masked(inputs, sentence)))
