@@ -64,7 +64,8 @@ def verified(generated, form="growing", **defaults):
 def test_the_same_text_passes(form, count):
     report = verified(greedy(count), form)
     assert report.status == "passed", report.problems
-    assert (report.agreement.same, report.agreement.total, report.agreement.excused) == (count, count, 0)
+    total = len(PROMPT) + count  # the positions of the prompt are decisions too
+    assert (report.agreement.same, report.agreement.total, report.agreement.excused) == (total, total, 0)
 
 
 def test_another_token_fails_where_the_reference_was_sure():
@@ -83,7 +84,7 @@ def test_another_token_is_excused_and_counted_where_the_reference_was_not():
     report = verified(Continuation(tuple(wrong), tuple(margins)))
     assert report.status == "passed"
     assert report.agreement.excused == 1
-    assert report.to_json()["agreement"]["same"] == 11
+    assert report.to_json()["agreement"]["same"] == len(PROMPT) + 11
 
 
 def test_the_settings_of_the_checkpoint_are_part_of_it():
