@@ -11,7 +11,7 @@ import numpy as np
 from ...runtime import load
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RequestError
-from ...runtime.results import Depth, Detection, Region, to_plain
+from ...runtime.results import Depth, Detection, Region, Segment, Transcript, to_plain
 from .console import Console, print_json
 from .generating import FLAGS, TASKS, add_generation_arguments, generation_call, streams, takes, write_stream
 from .options import add_threads
@@ -37,7 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--aggregate", metavar="STRATEGY", help="token classification: none, simple, first, average or max"
     )
-    parser.add_argument("--threshold", type=float, metavar="X", help="object detection: the least score (default: 0.5)")
+    parser.add_argument(
+        "--threshold", type=float, metavar="X", help="object detection, frames of sound: the least score (default: 0.5)"
+    )
+    parser.add_argument(
+        "--timestamps", action="store_const", const=True, help="speech recognition: when each word or segment is said"
+    )
+    parser.add_argument(
+        "--language", metavar="CODE", help="speech recognition: what is spoken (default: what is heard)"
+    )
     add_generation_arguments(parser)
     add_threads(parser)
 
@@ -81,7 +89,7 @@ def _targets(asked: str | None, bundle: Bundle) -> list[str | None]:
 
 def _call(arguments: argparse.Namespace, task: str) -> Any:
     """A function of a pipeline and a text, with the options that this task takes; others are refused, not dropped."""
-    own = ("context", "pair", "choice", "top_k", "aggregate", "threshold")
+    own = ("context", "pair", "choice", "top_k", "aggregate", "threshold", "timestamps", "language")
     given = {name for name in {*own, *FLAGS} if getattr(arguments, name) is not None}
     known = {
         "text-classification": {"pair", "top_k"},
@@ -91,6 +99,9 @@ def _call(arguments: argparse.Namespace, task: str) -> Any:
         "multiple-choice": {"choice"},
         "image-classification": {"top_k"},
         "object-detection": {"threshold"},
+        "audio-classification": {"top_k"},
+        "audio-frame-classification": {"threshold"},
+        "automatic-speech-recognition": {"timestamps", "language"},
         "zero-shot-image-classification": {"choice"},
     }.get(task, takes(task))
     if given - known:
@@ -111,6 +122,10 @@ def _call(arguments: argparse.Namespace, task: str) -> Any:
         if not arguments.choice:
             raise RequestError("Zero-shot classification needs labels: --choice TEXT --choice TEXT.")
         return lambda pipeline, file: pipeline(file, arguments.choice)
+    if task == "automatic-speech-recognition":
+        if arguments.language is not None:
+            options["language"] = arguments.language
+        return lambda pipeline, file: pipeline(file, **options, **_times(pipeline, arguments.timestamps))
     if arguments.threshold is not None:
         return lambda pipeline, file: pipeline(file, threshold=arguments.threshold)
     if arguments.pair is not None:
@@ -121,6 +136,10 @@ def _call(arguments: argparse.Namespace, task: str) -> Any:
     if task == "text-classification":
         options.setdefault("top_k", 3)
     return lambda pipeline, text: pipeline(text, **options)
+
+
+def _times(pipeline: Any, asked: bool | None) -> dict[str, Any]:
+    return {"return_timestamps": pipeline.timestamps} if asked else {}
 
 
 def _shown(result: Any) -> str:
@@ -137,6 +156,12 @@ def _shown(result: Any) -> str:
     if isinstance(result, Detection):
         box = result.box
         return f"{result.label} {result.score:.3f} [{box.xmin} {box.ymin} {box.xmax} {box.ymax}]"
+    if isinstance(result, Segment):
+        return f"{result.label} {result.score:.3f} [{result.start:.2f}-{result.end:.2f} s]"
+    if isinstance(result, Transcript) and result.chunks is not None:
+        return "\n".join(
+            f"[{_moment(one.timestamp[0])}-{_moment(one.timestamp[1])}] {one.text}" for one in result.chunks
+        )
     plain = to_plain(result)
     if "generated_text" in plain:
         return plain["generated_text"]
@@ -152,3 +177,7 @@ def _shown(result: Any) -> str:
     if "answer" in plain:
         return f"{plain['answer']} [{plain['start']}:{plain['end']}] {plain['score']:.3f}"
     return f"{plain['choice']} {plain['score']:.3f}"
+
+
+def _moment(seconds: float | None) -> str:
+    return "?" if seconds is None else f"{seconds:.2f}"

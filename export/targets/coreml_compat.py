@@ -243,6 +243,30 @@ def _of_whole_numbers(translate: Callable) -> Callable:
     return translate_checked
 
 
+@workaround(_ALL, "ValueError: `updates` must have the same data type as the named input `data`")
+def values_are_put_as_what_is_there(stack: ExitStack) -> None:
+    """Zeros of an integer type are made fp32, and what is put into them is not."""
+
+    def translate(context: Any, node: Any) -> None:
+        from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+        from coremltools.converters.mil.mil import Builder as mb
+        from coremltools.converters.mil.mil.types import builtin_to_string
+
+        there, _, values = _get_inputs(context, node)[:3]
+        before = list(node.inputs)
+        if values.dtype != there.dtype:
+            name = f"{node.name}__values"  # no other node has such a name
+            context.add(mb.cast(x=values, dtype=builtin_to_string(there.dtype)), torch_name=name)
+            node.inputs = [*before[:2], name, *before[3:]]
+        try:
+            original(context, node)
+        finally:
+            node.inputs = before
+
+    original = _registry().name_to_func_mapping["index_put"]
+    registered(stack, "index_put", translate)
+
+
 @workaround(_ALL, "gelu(approximate='tanh') is converted as the exact one, or not at all")
 def gelu_is_approximate_when_asked(stack: ExitStack) -> None:
     """Of `torch.export`'s arguments by keyword the translation sees none, of those by position the wrong thing."""

@@ -22,6 +22,7 @@ class SpeechRecognitionCTC(SoundPipeline):
     """What is said in a sound, and when. Long sounds are heard in overlapping chunks."""
 
     task = "automatic-speech-recognition"
+    timestamps = "word"  # what `return_timestamps` is asked for on the command line
     outputs = ("logits",)
     per_frame = ("logits",)
 
@@ -40,6 +41,7 @@ class SpeechRecognitionCTC(SoundPipeline):
         chunk_length_s: float = 0.0,
         stride_length_s: float | Sequence[float] | None = None,
         batch_size: int | None = None,
+        language: str | None = None,
     ) -> Any:
         """Transcribe a sound, or each of a list.
 
@@ -50,6 +52,7 @@ class SpeechRecognitionCTC(SoundPipeline):
                 artifact takes, in the longest that it takes.
             stride_length_s: seconds at the left and right of a chunk (or of each side) that are heard but not kept,
                 there for context; None: a sixth of the chunk.
+            language: only models with a decoder are told one.
 
         Returns:
             A `Transcript`; for a list of inputs a list of them.
@@ -57,6 +60,8 @@ class SpeechRecognitionCTC(SoundPipeline):
         Raises:
             RequestError: something that is no sound, or an option that does not exist.
         """
+        if language is not None:
+            raise RequestError("This model hears the one language that it was trained on: leave the language out.")
         sounds, single = self.listed_sounds(inputs)
         if return_timestamps is not None:
             choice("return_timestamps", return_timestamps, ("char", "word"))

@@ -28,6 +28,7 @@ class SpeechRecognition(SoundPipeline):
     """What is said in a sound; by models that say times (Whisper) also when. Long sounds are heard window by window."""
 
     task = "automatic-speech-recognition"
+    timestamps = True  # what `return_timestamps` is asked for on the command line
     outputs = ("logits",)
     needs_tokenizer = True
 

@@ -151,6 +151,20 @@ def test_lengths_in_samples_become_places(rounding, tmp_path):
         assert np.array_equal(run(program, {"x": x})["y"], module(x).numpy())
 
 
+def test_whole_numbers_are_put_into_whole_numbers(tmp_path):
+    def forward(self, x):
+        found = torch.zeros(x.shape, dtype=torch.int64)
+        return found.index_put((torch.arange(x.shape[0]), x[:, 0]), torch.tensor(1)).cumsum(-1)
+
+    module = Call(forward)
+    captured = captured_module(module, (BATCH, WIDTH), dtype="int64")
+    with without("values_are_put_as_what_is_there"), pytest.raises(UnsupportedError, match="same data type"):
+        lowered(captured, tmp_path / "without.mlpackage")
+    program = lowered(captured, tmp_path / "with.mlpackage")
+    x = torch.full((1, 6), 2)
+    assert np.array_equal(run(program, {"x": x})["y"], module(x).numpy())
+
+
 def test_a_choice_between_numbers_has_the_shape_of_its_condition(tmp_path):
     module = Call(lambda self, x: torch.where(x > 0, 0.0, -30000.0))
     captured = captured_module(module, TEXT)
