@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PALMTOP_CACHE"] = ""
 
 TARGETS = ("onnx", "coreml", "executorch")
-SECONDS = 420
+SECONDS = 900
 BYTES = 20 * 2**30  # of address space: what the libraries map alone is several GiB
 _TITLES = {"onnx": "ONNX", "coreml": "Core ML", "executorch": "ExecuTorch"}
 _EXITS = {1: "mismatch", 2: "error", 3: "error", 4: "refused"}

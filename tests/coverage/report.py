@@ -74,11 +74,13 @@ def _page(results: Sequence[dict[str, Any]], total: int) -> str:
     lines = [_HEAD, "| | " + " | ".join(_TITLES[t] for t in TARGETS) + " |", "| --- |" + " ---: |" * len(TARGETS)]
     shares = [f"**{done} of {total} ({done / max(total, 1):.1%})**" for done, _ in counts(results).values()]
     lines.append("| all pairs | " + " | ".join(shares) + " |")
+    ran = [f"{known} run, {total - known} not yet" for _, known in counts(results).values()]
+    lines.append("| | " + " | ".join(ran) + " |")
     by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         by_task[result["task"]].append(result)
     for task, entries in sorted(by_task.items()):
-        cells = [f"{done} of {len(entries)}" for done, _ in counts(entries).values()]
+        cells = [f"{done} of {known} run" for done, known in counts(entries).values()]
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     lines += ["", "## Misses", ""]
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
