@@ -24,6 +24,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 
+from .axes import fewer_axes
+
 aten = torch.ops.aten
 
 # Added to the scores of masked keys. exp(-30000 - max) is 0 in fp32 and fp16 alike for any real score, twice it is
@@ -63,6 +65,7 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     for run in (
         drop_identities,
         spread_outer_products,
+        fewer_axes,
         say_axes,
         fill_by_choice,
         simplify_masks,

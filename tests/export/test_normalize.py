@@ -40,3 +40,23 @@ def test_a_model_that_is_bound_to_its_batch_takes_one_row():
     found = capture(Bound().eval(), {"x": torch.randn(3, 6)}, [ROWS], ["y"], trace=trace_module)
     assert found.inputs[0].dims[0].constant == 1
     assert any("one row at a time" in note for note in found.notes)
+
+
+def test_attention_in_windows_does_without_six_axes():
+    class Windows(torch.nn.Module):
+        """As Hiera writes it: 2 windows of 3 tokens, one head of one value, q, k and v."""
+
+        def forward(self, x):
+            parts = torch.cat([x, x * 2, x - 1], dim=1).reshape(x.shape[0], 3, 2, 3, 1, 1)
+            first, second, third = parts.permute(3, 0, 4, 2, 1, 5).unbind(0)
+            widest = first.reshape(x.shape[0], 1, 2, 3, 1, 1).max(dim=3).values
+            return (widest * second + third).amax(dim=(1, 4)).reshape(x.shape[0], 6) + x.max(dim=1).values[:, None]
+
+    example = {"x": torch.randn(3, 6)}
+    module = Windows().eval()
+    program = capture(module, example, [ROWS], ["y"], trace=trace_module).program
+    other = torch.randn(5, 6)
+    torch.testing.assert_close(program.module()(x=other), module(other))
+    ranks = [node.meta["val"].dim() for node in program.graph.nodes if hasattr(node.meta.get("val"), "dim")]
+    assert max(ranks) <= 5
+    assert torch.ops.aten.max.dim not in {node.target for node in program.graph.nodes}
