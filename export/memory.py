@@ -65,7 +65,9 @@ def weights_of(files: Iterable[Path]) -> Weights:
                         count *= int(axis)
                     sizes.append(count * _WIDTHS.get(entry["dtype"], 4))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"{path.name} is not a safetensors file: {error}.") from error
+            raise DamagedError(
+                f"The weights cannot be loaded: {path.name} is not a safetensors file ({error})."
+            ) from error
     return Weights(sum(sizes), max(sizes))
 
 

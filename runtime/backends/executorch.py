@@ -50,14 +50,13 @@ class ExecutorchRunner:
                 if threads is not None and library._threadpool_get_thread_count() != threads:
                     library._unsafe_reset_threadpool(threads)
                 self._library, self._path = library, path
-                # Kept as long as the method: ExecuTorch's methods read the program's memory.
-                self._program = self._load()
-                names = {self._program.get_method_name(index) for index in range(self._program.num_methods())}
+                program = self._load()
+                names = {program.get_method_name(index) for index in range(program.num_methods())}
                 if entry not in names:
                     raise DamagedError(f"{path} has no method '{entry}', which the manifest names.")
                 self._entry, self._stateful = entry, bool(artifact.states)
-                self._unused: Any = self._program  # the first state may have it
-                self._method = self._program.load_method(entry)
+                # A loaded method has packed weights of its own: of an artifact with states the first state takes it.
+                self._loaded: _State | None = _State(program, entry)
         except RuntimeError as error:
             raise DamagedError(f"{path} cannot be loaded by ExecuTorch: {error}{_last(said)}") from error
         self._torch = torch
@@ -73,16 +72,15 @@ class ExecutorchRunner:
 
         All methods of one loaded program write into the same buffers, and find there what was left.
         """
-        program, self._unused = self._unused or self._load(), None
-        return _State(program, self._entry)
+        state, self._loaded = self._loaded or _State(self._load(), self._entry), None
+        return state
 
     def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
         """Execute the method. Raises RequestError when the program refuses these sizes."""
-        if state is None and self._stateful:
-            state = self.new_state()
-        method = self._method if state is None else state.method
+        if state is None:
+            state = self.new_state() if self._stateful else self._loaded
         try:
-            results = method([self._tensor(feeds[name]) for name in self._inputs])
+            results = state.method([self._tensor(feeds[name]) for name in self._inputs])
         except RuntimeError as error:
             raise RequestError(f"ExecuTorch could not run the model: {error}") from error
         if len(results) != len(self._outputs):

@@ -72,6 +72,9 @@ class GenerationSession(Session):
         if missing:
             raise RequestError(f"Missing input {', '.join(missing)} for {self.artifact.path}.")
         ids = np.asarray(feeds[decoder_ids([self.artifact])], np.int64)
+        if self.decoder.stateful and len(ids) > 1:  # each row has a state, which may be as large as the weights
+            rows = [self.run({name: feeds[name][row : row + 1] for name in feeds}) for row in range(len(ids))]
+            return {"logits": np.concatenate([row["logits"] for row in rows])}
         conversation = self.start(feeds, len(ids))
         first = ids.shape[1] - min(COMPARED, ids.shape[1]) + 1
         found = [conversation.feed(ids[:, :first])]
