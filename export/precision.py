@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
@@ -39,6 +39,21 @@ FULL_PRECISION = {
     aten.log_softmax.int,
 }
 
+# Angles are as exact as what they come from: position 500 times a frequency is, in fp16, a quarter of a radian off.
+_ANGLES = {aten.cos.default, aten.sin.default}
+_ON_THE_WAY = {
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.add.Tensor,
+    aten.cat.default,
+    aten.to.dtype,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.transpose.int,
+    aten.expand.default,
+    aten.slice.Tensor,
+}
+
 Cast = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -49,11 +64,18 @@ class _Half:
     to_half: Cast
     to_float: Cast
     casts: dict[tuple[Node, torch.dtype], Node] = field(default_factory=dict)
+    exact: set[Node] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        for node in reversed(self.program.graph.nodes):
+            on_the_way = node.target in _ON_THE_WAY or _is_outer_product(node)
+            if node.target in _ANGLES or (on_the_way and any(user in self.exact for user in node.users)):
+                self.exact.add(node)
 
     def dtype_of(self, node: Node) -> torch.dtype:
         path = module_path(node)
         kept = any(path == name or path.startswith(f"{name}.") for name in self.keep)
-        return torch.float32 if kept or node.target in FULL_PRECISION else torch.float16
+        return torch.float32 if kept or node.target in FULL_PRECISION or node in self.exact else torch.float16
 
     def cast(self, source: Any, dtype: torch.dtype, before: Node) -> Any:
         """The node in that dtype, cast once for all readers."""
@@ -110,16 +132,18 @@ def half_precision(
 
 
 def _convert_weights(work: _Half) -> None:
-    """Parameters and constants that anything reads in fp16 are stored so; numbers beyond its range become its ends."""
+    """Parameters and constants that anything reads in fp16 are stored so, and so is state; numbers beyond its range
+    become its ends.
+    """
     program = work.program
     kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
     mutated = set(program.graph_signature.buffers_to_mutate.values())
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if spec.kind in kinds}
     for node in program.graph.nodes:
         spec = specs.get(node.name) if node.op == "placeholder" else None
-        if spec is None or spec.target in mutated or not _is_float(node.meta.get("val")):
+        if spec is None or not _is_float(node.meta.get("val")):
             continue
-        if all(work.dtype_of(user) == torch.float32 for user in node.users):
+        if spec.target not in mutated and all(work.dtype_of(user) == torch.float32 for user in node.users):
             continue
         store = program.state_dict if spec.target in program.state_dict else program.constants
         value = store[spec.target]
@@ -132,9 +156,9 @@ def _convert_weights(work: _Half) -> None:
 def _restore_outputs(work: _Half) -> None:
     output = work.program.graph.output_node()
     results = []
-    for node in output.args[0]:
-        back = work.cast(node, torch.float32, output)
-        results.append(back)
+    for spec, node in zip(work.program.graph_signature.output_specs, output.args[0], strict=True):
+        is_state = spec.kind == OutputKind.BUFFER_MUTATION
+        results.append(work.cast(node, torch.float16 if is_state else torch.float32, output))
     for spec, old, new in zip(
         work.program.graph_signature.output_specs,
         output.args[0],
@@ -148,6 +172,14 @@ def _restore_outputs(work: _Half) -> None:
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.float16)
+
+
+def _is_outer_product(node: Node) -> bool:
+    """Positions times frequencies as a product of a column and a row."""
+    if node.target not in (aten.matmul.default, aten.bmm.default):
+        return False
+    left = node.args[0]
+    return isinstance(left, Node) and str(left.meta["val"].shape[-1]) == "1"
 
 
 def _first_call(graph: torch.fx.Graph) -> Node:

@@ -75,7 +75,7 @@ class FixedLayer(CacheLayerMixin):
         self.values = WRITE_AT(self.values, value_states, self.start)
         return self.keys, self.values
 
-    def get_seq_length(self) -> torch.Tensor:  # type: ignore[override]
+    def get_seq_length(self) -> torch.Tensor:
         """How many positions were filled before this call, (1,)."""
         return self.start
 

@@ -13,6 +13,7 @@ from palmtop.export import hf
 from palmtop.export.capture import Captured, Method, capture
 from palmtop.export.generation.decoder import Decoder
 from palmtop.export.generation.states import can_keep, into_states
+from palmtop.export.precision import half_precision
 from palmtop.export.targets import Options, get_target
 from palmtop.runtime.backends.executorch_file import constants
 from palmtop.runtime.backends.onnx_file import operations
@@ -243,3 +244,18 @@ def test_a_model_without_keys_and_values_is_refused():
     config = AutoConfig.for_model("xlnet", vocab_size=61, d_model=16, n_layer=1, n_head=2, d_inner=16)
     with pytest.raises(UnsupportedError, match="keeps no keys and values"):
         Decoder(AutoModelForCausalLM.from_config(config).eval())
+
+
+def test_in_fp16_the_cache_is_of_halves_and_angles_are_exact():
+    captured = into_states(captured_of("llama", "fixed"))
+    program = captured.program
+    program._state_dict = dict(program.state_dict)
+    half_precision(program, to_half=lambda value: value.half(), to_float=lambda value: value.float())
+    assert {program.state_dict[name].dtype for name in program.graph_signature.buffers_to_mutate.values()} == {
+        torch.float16
+    }
+    cosine = next(node for node in program.graph.nodes if node.target is torch.ops.aten.cos.default)
+    value = cosine
+    while value.meta["val"].dtype != torch.int64:  # back to the positions
+        assert value.meta["val"].dtype == torch.float32
+        value = value.all_input_nodes[0]
