@@ -52,7 +52,7 @@ def _experts_as_products(model: torch.nn.Module) -> Iterator[None]:
 
     What Transformers prefers on a CPU sorts tokens by expert and counts them (`histc`), which no format has.
     """
-    mixtures = []
+    mixtures: list[tuple[PreTrainedModel, dict[str, str | None]]] = []
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and not any(module in set(other.modules()) for other, _ in mixtures):
             mixtures.append((module, module.get_experts_implementation()))
