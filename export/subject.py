@@ -35,6 +35,7 @@ class Part:
     call: the model and named inputs to the tensors of `outputs`, in order.
     caches: pairs of an input and the output that takes its place in the next call.
     told: what ExecuTorch's runners ask of a model, by the names they use.
+    widen: makes the model ready for sequences twice as long, where its tables of positions grow with what it has seen.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Part:
     example: dict[str, torch.Tensor]
     caches: tuple[tuple[str, str], ...] = ()
     told: Mapping[str, int | list[int]] = field(default_factory=dict)
+    widen: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,8 @@ def verify_artifact(
             progress()
     report.measures = [comparison.measure(bounds[name]) for name, comparison in comparisons.items()]
     report.agreement = agreement if agreement is not None and agreement.total else None
+    if not report.cases:
+        report.reason = f"none of the {len(cases)} cases fits what the artifact takes, so nothing was compared"
     report.status = "passed" if not report.problems else "failed"
     if report.status == "failed" and artifact.precision != "fp32":
         report.cause = _cause(session, report, cases, tokenizer)

@@ -6,6 +6,7 @@ wants to be called is found by trying: what gives the logits of the whole sequen
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ class Decoder:
         def call(model: torch.nn.Module, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
             return self._call_growing(model, form, given[self.tokens], [given[name] for name, _ in names], given)
 
-        return Part(METHOD, call, tuple(inputs), (LOGITS, *(after for _, after in names)), example, names)
+        outputs = (LOGITS, *(after for _, after in names))
+        return Part(METHOD, call, tuple(inputs), outputs, example, names, widen=self._widen(context))
 
     def fixed(self, context: int) -> Part:
         """The cache as inputs and outputs of a constant length, of which the first `start` positions are filled."""
@@ -215,6 +217,17 @@ class Decoder:
             f"{type(self.model).__name__} gives other logits with a key-value cache than without one.\n"
             "Remedy: export it for another task, or generate without palmtop's cache."
         ) from (causes[0] if causes else None)
+
+    def _widen(self, context: int | None) -> Callable[[], None] | None:
+        """Runs the model on a sequence of twice its context: tokens and cache are bounded each, and not together."""
+        if context is None:
+            return None
+
+        def widen() -> None:
+            with torch.no_grad(), contextlib.suppress(Exception):  # tables that do not grow have no such positions
+                self._whole((torch.arange(2 * context)[None] + self._vocabulary() // 2) % self._vocabulary())
+
+        return widen
 
     def _whole(self, ids: torch.Tensor) -> torch.Tensor:
         """The logits of a whole sequence, without a cache."""

@@ -67,6 +67,8 @@ def with_decoder(base: Inputs, source: Source, start: int, context: int) -> Inpu
         with quiet_transformers():
             text = " ".join(SENTENCES[(seed + place) % len(SENTENCES)] for place in range(3))
             ids = source.tokenizer(text, add_special_tokens=False)["input_ids"]
+        padding = {source.tokenizer.pad_token_id, source.config.pad_token_id}
+        ids = [token for token in ids if token not in padding]  # which a decoder says after its end alone
         return [start, *ids[: min(_SAID, context - 2)]]
 
     def more(feeds: Feeds, seed: int) -> Feeds:
