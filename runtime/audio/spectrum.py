@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def mel_filters(
 def window(name: str, length: int, periodic: bool) -> np.ndarray:
     """A window as float64 (length,): `hann`, `hamming`, `povey` (Kaldi's: Hann to the power 0.85) or `boxcar`."""
     points = length + 1 if periodic else length
-    shapes = {
+    shapes: dict[str, Callable[[int], np.ndarray]] = {
         "boxcar": np.ones,
         "hann": np.hanning,
         "hamming": np.hamming,

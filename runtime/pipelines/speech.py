@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,7 +111,7 @@ class SpeechRecognition(SoundPipeline):
             feeds = self._window(features, place, window)
             beside = self.generator.session.encode(feeds)
             if prompt is None:
-                prompt = timed.prompt(language, task, times, lambda ids, b=beside: self._likeliest(b, ids))
+                prompt = timed.prompt(language, task, times, functools.partial(self._likeliest, beside))
             windows += 1
             new = self._say(timed, beside, prompt, self._longer(settings, len(prompt), windows), times, cancel)
             heard = min(window, total - place)

@@ -11,11 +11,13 @@ import pytest
 import torch
 from palmtop.export.source import open_source
 from palmtop.export.subject import checkpoint_subject
-from palmtop.export.tasks import TASKS
+from palmtop.export.tasks import TASKS, infer_task
 from palmtop.runtime.errors import DamagedError, RequestError, UnsupportedError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from ..coverage.shrink import default_config
+from ..support.tiny import AUTO_CLASSES
 from ..support.vocab import build_tokenizer
 from .conftest import edit_json
 
@@ -225,9 +227,35 @@ def test_an_unknown_task_lists_the_known_ones(checkpoint):
     refused(RequestError, "'text-clasification'", *TASKS, source=checkpoint(), task="text-clasification")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [task for task in AUTO_CLASSES if task in TASKS])
 def test_the_task_is_inferred_from_the_checkpoint(checkpoint, task):
     assert open_source(checkpoint("bert", task)).task.name == task
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "task"),
+    [
+        ("vit", "ViTForImageClassification", "image-classification"),
+        ("detr", "DetrForObjectDetection", "object-detection"),
+        ("segformer", "SegformerForSemanticSegmentation", "image-segmentation"),
+        ("dpt", "DPTForDepthEstimation", "depth-estimation"),
+        ("swin", "SwinForMaskedImageModeling", "masked-im"),
+        ("wav2vec2", "Wav2Vec2ForCTC", "automatic-speech-recognition"),
+        ("whisper", "WhisperForConditionalGeneration", "automatic-speech-recognition"),
+        ("wav2vec2", "Wav2Vec2ForSequenceClassification", "audio-classification"),
+        ("wav2vec2", "Wav2Vec2ForAudioFrameClassification", "audio-frame-classification"),
+        ("wav2vec2", "Wav2Vec2ForXVector", "audio-xvector"),
+        ("gpt2", "GPT2LMHeadModel", "text-generation"),
+        ("llama", "LlamaForCausalLM", "text-generation"),
+        ("bart", "BartForConditionalGeneration", "text2text-generation"),
+        ("marian", "MarianMTModel", "text2text-generation"),
+        ("vision-encoder-decoder", "VisionEncoderDecoderModel", "image-to-text"),
+    ],
+)
+def test_the_task_is_inferred_from_the_class(model_type, architecture, task):
+    config = default_config(model_type)
+    config.architectures = [architecture]
+    assert infer_task(config, sentence=False).name == task
 
 
 @pytest.mark.parametrize(

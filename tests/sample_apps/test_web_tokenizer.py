@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from palmtop.export.texts import SENTENCES
 from palmtop.export.tokenization.golden import tokenizer_cases
-from palmtop.export.tokenization.moses import rebuilt
 from palmtop.export.tokenization.patterns import KNOWN
+from palmtop.export.tokenization.rebuild import rebuilt
 from palmtop.export.tokenization.spec import specification
 from palmtop.runtime.tokenizer_golden import TokenizerCase, utf16_offsets, write_tokenizer_golden
 from tokenizers import Tokenizer
