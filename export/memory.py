@@ -1,8 +1,8 @@
 """How much memory an export will need at its most, before it begins, and how much there is.
 
 The factors are estimates from single runs: fp32 from a Llama of 1 B parameters in ONNX (1.24 of its weights) and of
-219 M in Core ML, quantized from a BERT of 110 M; `benchmarks/growth.py` measures. In fp32 an export needs the weights once: the model's are mapped from
-their files, written one by one, and given back before what was written is verified.
+219 M in Core ML, quantized from a BERT of 110 M; `benchmarks/growth.py` measures. In fp32 an export needs the weights
+once: the model's are mapped from their files, written one by one, and given back before what was written is verified.
 """
 
 from __future__ import annotations
