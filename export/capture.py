@@ -68,6 +68,12 @@ class Captured:
         """The axes that vary, by symbol."""
         return {dim.symbol: dim for spec in self.inputs for dim in spec.dims if dim.symbol and not dim.is_constant}
 
+    @property
+    def weight_bytes(self) -> int:
+        """The size of all parameters and buffers."""
+        values = self.program.state_dict.values()
+        return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+
     def input(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
 

@@ -20,6 +20,9 @@ from .capture import Captured
 from .mapped import release
 from .targets import Target
 
+# Bytes of weights from which on it matters what stays in memory between stages.
+_LARGE = 256 * 2**20
+
 # Called with what happens next and of how many steps it consists; gives what to call after each.
 Progress = Callable[[str, int], Callable[[], None]]
 
@@ -51,7 +54,7 @@ class Work:
             target = self.targets[artifact.target]
             with timed(self.seconds, target.name):
                 advance = self.start(f"Lowering to {target.name}", 1)
-                _free()
+                _free(captures)
                 target.lower(captured, artifact, self.manifest.identity, self.root / artifact.path)
                 advance()
         reports = []
@@ -59,7 +62,7 @@ class Work:
             with timed(self.seconds, f"verify {target_name}"):
                 parts = self.manifest.parts(target_name)
                 advance = self.start(f"Verifying {signature(parts).path}", len(self.cases))
-                _free()
+                _free(captures)
                 reports.append(self.verify(self.root, parts, advance))
         return reports
 
@@ -84,10 +87,14 @@ class Work:
         )
 
 
-def _free() -> None:
-    """Let go of what the stage before left in memory: weights that it read, and objects that refer to each other."""
-    gc.collect()
-    release()
+def _free(captures: Sequence[Captured]) -> None:
+    """Let go of what the stage before left in memory: weights that it read, and objects that refer to each other.
+
+    Looking for them takes half a second, which is not worth it for a small model.
+    """
+    if max(captured.weight_bytes for captured in captures) >= _LARGE:
+        gc.collect()
+        release()
 
 
 @contextlib.contextmanager
