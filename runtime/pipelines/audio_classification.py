@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..results import Label
-from .base import choice, whole
-from .maths import ACTIVATIONS, best
+from .labels import label_reader
 from .sounds import SoundPipeline
 
 
@@ -39,14 +37,6 @@ class AudioClassification(SoundPipeline):
             RequestError: something that is no sound, or an option that does not exist.
         """
         sounds, single = self.listed_sounds(inputs)
-        top_k = whole("top_k", top_k)
-        name = function_to_apply or self.manifest.postprocess.get("activation", "softmax")
-        activation = ACTIVATIONS[choice("function_to_apply", name, ACTIVATIONS)]
-        labels = self.id2label
-
-        def read(outputs: dict[str, Any], _: Any) -> list[Label]:
-            scores = activation(outputs["logits"])
-            return [Label(labels[index], float(scores[index])) for index in best(scores, top_k)]
-
+        read = label_reader(self, top_k, function_to_apply)
         results = self.run_sounds(sounds, read, batch_size)
         return results[0] if single else results

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..results import Label
-from .base import choice, whole
 from .images import ImagePipeline, pictures
-from .maths import ACTIVATIONS, best
+from .labels import label_reader
 
 
 class ImageClassification(ImagePipeline):
@@ -39,14 +37,6 @@ class ImageClassification(ImagePipeline):
             DamagedError: a damaged file.
         """
         items, single = pictures(inputs)
-        top_k = whole("top_k", top_k)
-        name = function_to_apply or self.manifest.postprocess.get("activation", "softmax")
-        activation = ACTIVATIONS[choice("function_to_apply", name, ACTIVATIONS)]
-        labels = self.id2label
-
-        def read(outputs: dict[str, Any], _: Any) -> list[Label]:
-            scores = activation(outputs["logits"])
-            return [Label(labels[index], float(scores[index])) for index in best(scores, top_k)]
-
+        read = label_reader(self, top_k, function_to_apply)
         results = self.run_pictures(items, read, batch_size)
         return results[0] if single else results

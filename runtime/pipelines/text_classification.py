@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import RequestError
-from ..results import Label
-from .base import TextPipeline, choice, listed, whole
-from .maths import ACTIVATIONS, best
+from .base import TextPipeline, listed
+from .labels import label_reader
 
 
 class TextClassification(TextPipeline):
@@ -38,15 +37,7 @@ class TextClassification(TextPipeline):
             RequestError: something that is not text, or an option that does not exist.
         """
         items, single = listed(inputs, (str, dict), "a text or a {'text', 'text_pair'} pair")
-        top_k = whole("top_k", top_k)
-        name = function_to_apply or self.manifest.postprocess.get("activation", "softmax")
-        activation = ACTIVATIONS[choice("function_to_apply", name, ACTIVATIONS)]
-        labels = self.id2label
-
-        def read(outputs: dict[str, Any], _: Any) -> list[Label]:
-            scores = activation(outputs["logits"])
-            return [Label(labels[index], float(scores[index])) for index in best(scores, top_k)]
-
+        read = label_reader(self, top_k, function_to_apply)
         if all(isinstance(item, str) for item in items):
             windows = self.tokenizer.encode(items, max_length=self.max_length)
         else:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from palmtop.export.tokenization.golden import tokenizer_cases
+from palmtop.export.tokenization.spec import specification
 from palmtop.runtime.tokenizer_golden import TokenizerCase, utf16_offsets
 
 from .spec_reader import SpecTokenizer
@@ -36,3 +41,25 @@ def differences(reader: SpecTokenizer, cases: list[TokenizerCase]) -> list[str]:
                 out.append(f"{case.name}, {name}: {value} is not {getattr(case, name)}")
                 break
     return out
+
+
+def misread(fast: Any, slow: Any) -> tuple[list[TokenizerCase], list[str]]:
+    """The golden vectors of a rebuilt tokenizer, and those that the reader does not give from its specification."""
+    cases = tokenizer_cases(fast, slow)
+    spec = specification(
+        json.loads(fast.backend_tokenizer.to_str()),
+        inputs=("input_ids",),
+        max_length=64,
+        sides=("right", "right"),
+        pad={"id": fast.pad_token_id, "type_id": 0, "multiple_of": None},
+        cleanup=bool(fast.clean_up_tokenization_spaces),
+    )
+    readers = {
+        side: SpecTokenizer({**spec, "padding": {**spec["padding"], "side": side}}) for side in ("left", "right")
+    }
+    wrong = [
+        line
+        for case in cases
+        for line in differences(readers[case.padding["side"] if case.padding else "right"], [case])
+    ]
+    return cases, wrong
