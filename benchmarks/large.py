@@ -56,12 +56,12 @@ def spread(folder: Path, texts: list[str]) -> float:
 
 def measure(work: Path, targets: str, figures: Any) -> None:
     """One export with `--quantize auto`, in a process of its own, nothing remembered from an earlier one."""
-    import quantization
+    import figures as shared
     import sentences
 
     folder = checkpoint(work / "bert-base")
     likeness = spread(folder, sentences.split()[0][:10])
-    quantization.say(f"export --quantize auto of 110 M parameters to {targets}")
+    shared.say(f"export --quantize auto of 110 M parameters to {targets}")
     bundle = work / "bert-base.bundle"
     command = [sys.executable, "-m", "palmtop.export", "export", str(folder), "-o", str(bundle), "--force", "--json"]
     command += [
@@ -74,7 +74,7 @@ def measure(work: Path, targets: str, figures: Any) -> None:
         "--min-agreement",
         str(_AGREEMENT),
     ]
-    environment = {**quantization._INHERITED, "PALMTOP_CACHE": ""}
+    environment = {**shared.INHERITED, "PALMTOP_CACHE": ""}
     began = time.perf_counter()
     running = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE)
     peak, printed = _watched(running)
@@ -94,9 +94,9 @@ def measure(work: Path, targets: str, figures: Any) -> None:
         "trials": trials,
     }
     figures.bounds += [
-        quantization.Bound(f"auto, {targets}: minutes", seconds / 60, _MOST_SECONDS / 60),
-        quantization.Bound(f"auto, {targets}: CPU minutes", (used.ru_utime + used.ru_stime) / 60, _MOST_SECONDS / 60),
-        quantization.Bound(f"auto, {targets}: peak memory, GB", peak / 1e9, _MOST_BYTES / 1e9),
+        shared.Bound(f"auto, {targets}: minutes", seconds / 60, _MOST_SECONDS / 60),
+        shared.Bound(f"auto, {targets}: CPU minutes", (used.ru_utime + used.ru_stime) / 60, _MOST_SECONDS / 60),
+        shared.Bound(f"auto, {targets}: peak memory, GB", peak / 1e9, _MOST_BYTES / 1e9),
     ]
     rows = [
         [f"{seconds / 60:.1f}", f"{(used.ru_utime + used.ru_stime) / 60:.1f}", f"{peak / 1e9:.2f}", f"{likeness:.2f}"]

@@ -14,20 +14,17 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-_INHERITED = dict(os.environ)
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"  # before numpy is imported
+import figures as shared
+
+shared.one_thread()  # before numpy is imported
 
 import embedders  # noqa: E402
 import numpy as np  # noqa: E402
@@ -35,11 +32,10 @@ import peers  # noqa: E402
 import report  # noqa: E402
 import sentences  # noqa: E402
 from embedders import Agreement, Embedder, Feeds  # noqa: E402
+from figures import INTENTS, Bound, Figures, counter, exported, folder, page  # noqa: E402
 from palmtop.runtime.bundle import Bundle  # noqa: E402
 from palmtop.runtime.verify import recorded_noise  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
-INTENTS = ROOT / "sample_apps" / "checkpoints" / "intents"
 TARGETS = ("onnx", "coreml", "executorch")
 LENGTHS = (16, 128)
 MIX = "sentences"
@@ -55,73 +51,6 @@ class Settings:
 
 
 QUICK = Settings(evaluated=40, timed=10, rounds=3)
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A figure to reach. `least`: it is the least, not the most."""
-
-    what: str
-    value: float
-    bound: float
-    least: bool = False
-
-    @property
-    def met(self) -> bool:
-        return self.value >= self.bound if self.least else self.value <= self.bound
-
-    def row(self) -> list[str]:
-        sign = "≥" if self.least else "≤"
-        return [self.what, f"{sign} {self.bound:g}", f"{self.value:.4g}" if self.value < 0.9 else f"{self.value:.4f}",
-                "met" if self.met else "**missed**"]  # fmt: skip
-
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "met": self.met}
-
-
-@dataclass
-class Figures:
-    """What was measured: tables by title (head, rows), bounds, and all of it as JSON."""
-
-    tables: dict[str, tuple[list[str], list[list[str]]]] = field(default_factory=dict)
-    bounds: list[Bound] = field(default_factory=list)
-    raw: dict[str, Any] = field(default_factory=dict)
-    versions: str = ""
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def counter(what: str, steps: int) -> Callable[[], None]:
-    """Progress on stderr: a line that is written over on a terminal, else one line at the start."""
-    terminal, done, began = sys.stderr.isatty(), 0, time.perf_counter()
-    if not terminal:
-        say(f"{what} ({steps})")
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if terminal:
-            end = "\n" if done >= steps else ""
-            print(f"\r{what}: {done} of {steps}, {time.perf_counter() - began:.0f} s ", end=end, file=sys.stderr)
-
-    return advance
-
-
-def exported(checkpoint: Path, place: Path, *options: str) -> Bundle:
-    """A bundle of a checkpoint, by the command that users run; one that stands there already is taken as it is.
-
-    Raises:
-        SystemExit: the export failed.
-    """
-    if not place.exists():
-        command = [sys.executable, "-m", "palmtop.export", "export", str(checkpoint), "-o", str(place), *options]
-        say(f"export {place.name} {' '.join(options)}")
-        done = subprocess.run(command, env={**_INHERITED, "PALMTOP_CACHE": ""}, check=False, stdout=sys.stderr)
-        if done.returncode:
-            raise SystemExit(f"The export of {place.name} failed (exit code {done.returncode}).")
-    return Bundle.open(place)
 
 
 def _file_name(kind: str) -> str:
@@ -385,7 +314,7 @@ def main() -> int:
     if options.rounds:
         settings = dataclasses.replace(settings, rounds=options.rounds)
     figures = Figures(versions=report.versions("torch", "transformers", "onnxruntime", "executorch", "coremltools"))
-    with _folder(options.work) as work:
+    with folder(options.work) as work:
         if options.large:
             import large
 
@@ -399,26 +328,14 @@ def main() -> int:
         ("quantization-large", "A plan for 110 M parameters") if options.large else ("quantization", "Quantization")
     )
     command = "python benchmarks/quantization.py" + (f" --large --to {options.to}" if options.large else "")
-    text = page(title, command, figures)
+    text = page(title, command, figures, _NOTES[title])
     if options.json:
-        document = {"machine": report.machine(), "versions": figures.versions, **figures.raw}
-        print(json.dumps({**document, "bounds": [bound.to_json() for bound in figures.bounds]}, indent=2))
+        print(json.dumps(figures.to_json(), indent=2))
     else:
         print(text)
         if not options.quick and not options.only:
             report.write_section(name, text)
     return 0
-
-
-def page(title: str, command: str, figures: Figures) -> str:
-    """The figures in Markdown."""
-    parts = [f"## {title}", f"`{command}`", f"{figures.versions}. {report.machine()}.", _NOTES.get(title, "")]
-    for name, (head, rows) in figures.tables.items():
-        parts += [f"### {name}", report.table(head, rows)]
-    missed = sum(not bound.met for bound in figures.bounds)
-    parts.append(f"### Bounds: {len(figures.bounds) - missed} met, {missed} missed")
-    parts.append(report.table(["figure", "bound", "measured", ""], [bound.row() for bound in figures.bounds]))
-    return "\n\n".join(part for part in parts if part)
 
 
 _NOTES = {
@@ -431,27 +348,6 @@ _NOTES = {
     "A plan for 110 M parameters": "Minutes are those of the clock, and depend on what else the machine does; CPU "
     "minutes are the work that was done.",
 }
-
-
-def _folder(kept: Path | None) -> Any:
-    import contextlib
-    import tempfile
-
-    if kept is None:
-        return _temporary(tempfile.TemporaryDirectory())
-    kept.mkdir(parents=True, exist_ok=True)
-    return contextlib.nullcontext(kept.resolve())
-
-
-def _temporary(folder: Any) -> Any:
-    import contextlib
-
-    @contextlib.contextmanager
-    def opened() -> Any:
-        with folder as name:
-            yield Path(name)
-
-    return opened()
 
 
 if __name__ == "__main__":
