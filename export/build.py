@@ -26,6 +26,7 @@ from .compress import Request, compress
 from .fallback import keep_more
 from .held_out import held_out_cases, hold_back
 from .judge import Judge
+from .quantization import Feeds
 from .remembered import Cache
 from .stamp import restamp
 from .subject import GROWING, Part, Subject
@@ -71,10 +72,7 @@ def build(
     start = progress or (lambda what, steps: lambda: None)
     seconds = {} if seconds is None else seconds
     chosen = [get_target(name) for name in targets]
-    calibration = subject.calibration(quantization.calibration) if quantization is not None else []
-    held: list[dict[str, Any]] = []
-    if quantization is not None and quantization.calibration is not None:
-        calibration, held = hold_back(calibration)
+    calibration, held = _calibration(subject, quantization)
     with timed(seconds, "reference"):
         advance = start("Running the reference", 1)
         cases = subject.cases()
@@ -110,54 +108,85 @@ def build(
         ).with_identity()
         judged = held_out_cases(subject.reference, held, tokenizer) if held else cases
         work = Work(root, base, {target.name: target for target in chosen}, judged, noise, start, seconds)
-        told: tuple[str, ...] = ()
-        trials: list[dict[str, Any]] = []
         if quantization is not None:
             judge = Judge(work, jobs, quantization, options, subject.reference, golden, calibration, bool(held))
-            versions = [importlib.metadata.version(package) for package in ("palmtop", "torch")]
-            searched = [quantization.kind, quantization.prefer, quantization.activations]
-            model = [subject.info, versions, calibration, searched]
-            asked = [base.identity, base.producer, options, quantization.bound, quantization.metric, quantization.data]
-            asked += [held] if held else []
-            remembered = Cache.of(model, asked)
-            whole = captures[0] if subject.parts is None else capture_subject(subject)
-            outcome = compress(whole, quantization, calibration, judge.execute, start, remembered)
-            manifest, reports, told, trials = work.manifest, outcome.attempt.reports, outcome.told, outcome.rows
-            if held:
-                where = quantization.calibration
-                told = (*told, f"Judged on {len(held)} inputs of {where}, which calibration did not see.")
-            artifacts = list(manifest.artifacts)
-            (root / PLAN_NAME).write_text(outcome.plan.dumps(), encoding="utf-8")
+            made = _quantized(subject, judge, captures[0], held)
         else:
-            reports = work.execute(captures, artifacts)
-            manifest = work.manifest
-            failed = any(entry.status == "failed" for entry in reports)
-            if fallback and options.precision == "fp16" and failed and subject.parts is None:
-                captured = captures[0]
-
-                def attempt(target: Target, artifact: Artifact, place: Path) -> ArtifactReport:
-                    advance = start(f"Lowering to {target.name}, with modules in fp32", len(cases) + 1)
-                    target.lower(captured, artifact, manifest.identity, place / artifact.path)
-                    advance()
-                    return work.verify(place, [artifact], advance)
-
-                with timed(seconds, "fallback"):
-                    artifacts, reports, told = keep_more(
-                        chosen, artifacts, reports, captured, options, cases, attempt, root
-                    )
-                    manifest = _with_artifacts(manifest, artifacts, root, chosen, captured)
-        report = Report("eager PyTorch, fp32, unpatched", reports)
+            made = _lowered(work, jobs, artifacts, options, retry=fallback and subject.parts is None)
+        manifest = made.manifest
+        report = Report("eager PyTorch, fp32, unpatched", made.reports)
         if quantization is None or not quantization.keep_best:
-            _refuse_failures(report, told)
+            _refuse_failures(report, made.told)
         write_golden(root / GOLDEN_NAME, golden)
         manifest = dataclasses.replace(manifest, parity=_summary(report, noise, judged))
         (root / PARITY_NAME).write_text(canonical_json({**report.to_json(), "noise": _plain(noise)}), encoding="utf-8")
-        sizes = {artifact.path: artifact_bytes(root / artifact.path) for artifact in artifacts}
+        sizes = {artifact.path: artifact_bytes(root / artifact.path) for artifact in manifest.artifacts}
         (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")
-        manifest = dataclasses.replace(manifest, files=list_files(root, artifacts))
+        manifest = dataclasses.replace(manifest, files=list_files(root, manifest.artifacts))
         (root / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
-    notes = (*subject.notes, *dict.fromkeys(note for captured in captures for note in captured.notes), *told)
-    return Result(Path(destination), manifest, report, notes, seconds, trials)
+    notes = (*subject.notes, *dict.fromkeys(note for captured in captures for note in captured.notes), *made.told)
+    return Result(Path(destination), manifest, report, notes, seconds, made.trials)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Artifacts that stand in a bundle's folder: its manifest, what was measured, what to tell, what a search tried."""
+
+    manifest: Manifest
+    reports: list[ArtifactReport]
+    told: tuple[str, ...] = ()
+    trials: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _calibration(subject: Subject, asked: Request | None) -> tuple[list[Feeds], list[Feeds]]:
+    """The inputs that quantization calibrates on, and those of the user's that are held back to judge by."""
+    if asked is None:
+        return [], []
+    feeds = subject.calibration(asked.calibration)
+    return (feeds, []) if asked.calibration is None else hold_back(feeds)
+
+
+def _quantized(subject: Subject, judge: Judge, captured: Captured, held: Sequence[Feeds]) -> _Made:
+    """Find the plan that was asked for and leave its artifacts and itself in the bundle's folder.
+
+    captured: of a subject without parts, the model. Raises what `compress` does.
+    """
+    work, request = judge.work, judge.request
+    base = work.manifest
+    versions = [importlib.metadata.version(package) for package in ("palmtop", "torch")]
+    searched = [request.kind, request.prefer, request.activations]
+    model = [subject.info, versions, judge.calibration, searched]
+    asked = [base.identity, base.producer, judge.options, request.bound, request.metric, request.data]
+    asked += [held] if held else []
+    whole = captured if subject.parts is None else capture_subject(subject)
+    outcome = compress(whole, request, judge.calibration, judge.execute, work.start, Cache.of(model, asked))
+    told = outcome.told
+    if held:
+        told = (*told, f"Judged on {len(held)} inputs of {request.calibration}, which calibration did not see.")
+    (work.root / PLAN_NAME).write_text(outcome.plan.dumps(), encoding="utf-8")
+    return _Made(work.manifest, outcome.attempt.reports, told, outcome.rows)
+
+
+def _lowered(
+    work: Work, jobs: Sequence[tuple[Target, Captured]], artifacts: list[Artifact], options: Options, retry: bool
+) -> _Made:
+    """Lower and verify the planned artifacts. `retry`: fp16 that fails gets as few modules in fp32 as will do."""
+    reports = work.execute([captured for _, captured in jobs], artifacts)
+    failed = any(entry.status == "failed" for entry in reports)
+    if not (retry and failed and options.precision == "fp16"):
+        return _Made(work.manifest, reports)
+    manifest, root, captured = work.manifest, work.root, jobs[0][1]
+    targets = [target for target, _ in jobs]
+
+    def attempt(target: Target, artifact: Artifact, place: Path) -> ArtifactReport:
+        advance = work.start(f"Lowering to {target.name}, with modules in fp32", len(work.cases) + 1)
+        target.lower(captured, artifact, manifest.identity, place / artifact.path)
+        advance()
+        return work.verify(place, [artifact], advance)
+
+    with timed(work.seconds, "fallback"):
+        artifacts, reports, told = keep_more(targets, artifacts, reports, captured, options, work.cases, attempt, root)
+        return _Made(_with_artifacts(manifest, artifacts, root, targets, captured), reports, told)
 
 
 def _with_artifacts(
@@ -198,8 +227,21 @@ def _capture_part(subject: Subject, part: Part) -> Captured:
         read = {node.name for node in captured.program.graph.nodes if node.op == "placeholder" and node.users}
         used = tuple(spec for spec in inputs if spec.name in read)
         if len(used) == len(inputs) or not used:
+            if subject.parts is not None and part.method == DECODER:
+                _check_goes_on(subject, captured)
             return dataclasses.replace(captured, method=part.method, caches=part.caches, told=part.told)
         inputs = used
+
+
+def _check_goes_on(subject: Subject, captured: Captured) -> None:
+    """A decoder is for sequences of any length: one whose code runs token by token in Python is captured for one."""
+    length = captured.inputs[0].dims[-1]
+    if length.is_constant:
+        raise UnsupportedError(
+            f"{type(subject.reference.model).__name__} runs through a sequence in Python, token by token, so what is "
+            f"captured takes {length.constant} tokens and no other number: no text can be generated with it.\n"
+            "Remedy: export it for another task (--task feature-extraction --lengths N)."
+        )
 
 
 def _axes(captured: Captured, symbol: str) -> list[Dim]:
