@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers.exporters import DynamoConfig, DynamoExporter, register_backen
 from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE, apply_onnx_ir_fixes
 from transformers.exporters.metadata import load_treespec
 from transformers.exporters.runners import ModelRunner
-from transformers.exporters.utils import apply_fx_node_fixes, apply_fx_program_fixes, apply_patches
+from transformers.exporters.utils import _PATCHES, apply_fx_node_fixes, apply_fx_program_fixes, apply_patches
 from transformers.utils import logging as transformers_logging
 
 from . import model_patches, model_patches_longformer  # noqa: F401  (they register themselves)
@@ -39,11 +40,29 @@ def trace(
     transformers_logging.set_verbosity_error()  # its notice of version drift: `palmtop doctor` tells, once, in full
     try:
         config = DynamoConfig(dynamic=dynamic_shapes is not None, dynamic_shapes=dynamic_shapes)
-        with _experts_as_products(model):
+        with _experts_as_products(model), _patches_of_what_is_loaded("dynamo"):
             program, _ = DynamoExporter().export_program(model, example, config)
     finally:
         transformers_logging.set_verbosity(verbosity)
     return program
+
+
+@contextlib.contextmanager
+def _patches_of_what_is_loaded(backend: str) -> Iterator[None]:
+    """Inside the block upstream's patches of models are those of modules that are loaded: it would import some forty
+    others in half a second, none of which can be a part of a model that is there already."""
+    every = _PATCHES.get(backend, [])
+    _PATCHES[backend] = [patch for patch in every if _loaded(patch[0])]
+    try:
+        yield
+    finally:
+        _PATCHES[backend] = every
+
+
+def _loaded(path: str) -> bool:
+    """Of `transformers.models.NAME.modeling_NAME.Class`: whether its module is; of anything else: yes."""
+    parts = path.split(".")
+    return parts[:2] != ["transformers", "models"] or ".".join(parts[:4]) in sys.modules
 
 
 @contextlib.contextmanager
@@ -73,7 +92,7 @@ def onnx_translations() -> dict[Callable, Any]:
 @contextlib.contextmanager
 def onnx_patches(program: ExportedProgram) -> Iterator[None]:
     """Upstream's repairs for `torch.onnx.export`, on this program (in place) and, inside the block, on torch.onnx."""
-    with apply_patches("onnx"):
+    with _patches_of_what_is_loaded("onnx"), apply_patches("onnx"):
         apply_fx_node_fixes("onnx", program.graph_module)
         yield
 

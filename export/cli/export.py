@@ -12,6 +12,7 @@ from ...runtime.manifest import Artifact
 from ...runtime.parity import Measure
 from ...runtime.verify import ArtifactReport, Report
 from ..targets import TARGETS
+from .collector import seldom
 from .console import Console, print_json, size
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return show(result, str(result.path), arguments, console)
 
 
+@seldom()
 def exported(arguments: argparse.Namespace, console: Console, destination: str | Path) -> Result:
     """Make the bundle that the arguments describe."""
     try:

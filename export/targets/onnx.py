@@ -15,7 +15,6 @@ import onnx_ir
 import torch
 from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
-from torch.onnx._internal.exporter import _registration
 
 from ...runtime.backends.onnx import IDENTITY_KEY
 from ...runtime.errors import UnsupportedError
@@ -27,6 +26,7 @@ from . import Options, Target, UnsupportedOperation, constant_axes, file_stem, n
 from .onnx_aside import put_back_halved, weights_aside
 from .onnx_contrib import into_the_standard
 from .onnx_quantize import TRANSLATIONS, state_types, store_integers
+from .onnx_quick import quick, torchlib
 
 aten = torch.ops.aten
 
@@ -62,7 +62,7 @@ def _halved(specs: Sequence[TensorSpec], half: bool) -> tuple[TensorSpec, ...]:
 
 def unsupported(captured: Captured, artifact: Artifact) -> list[UnsupportedOperation]:
     """Operations that neither torch.onnx, upstream's translations nor a decomposition covers."""
-    registry = _registration.ONNXRegistry.from_torchlib()
+    registry = torchlib()
     decomposable = torch.export.default_decompositions()
     missing: dict[tuple[str, str], UnsupportedOperation] = {}
     for node in captured.program.graph.nodes:
@@ -110,7 +110,7 @@ def _translate(captured: Captured, fused: bool) -> onnx_ir.Model:
         onnx_fuse.fuse_attention(program)
     table = {**hf.onnx_translations(), **TRANSLATIONS, **onnx_fuse.TRANSLATIONS}
     table[aten.scaled_dot_product_attention.default] = _attention
-    with hf.onnx_patches(program), _quiet():
+    with hf.onnx_patches(program), quick(), _quiet():
         try:
             exported = torch.onnx.export(
                 program,

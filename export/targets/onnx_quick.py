@@ -1,0 +1,106 @@
+"""torch.onnx without work that changes nothing: its table of operations is made once in a process, and a program is
+traced again only where it holds an operation that must be taken apart. What is written computes the same, bit for bit.
+
+Written against torch 2.13, which `pyproject.toml` pins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from onnxscript import TracedOnnxFunction
+from torch._export.utils import _collect_all_valid_cia_ops
+from torch.onnx._internal.exporter import _constants, _decomp, _fx_passes, _registration
+
+aten = torch.ops.aten
+# Tracing again would only name these otherwise (`view`, `expand`); torchlib makes the same of both names.
+_SAME_WHOLE = frozenset({aten.reshape.default, aten.expand_as.default})
+
+
+@functools.cache
+def torchlib(opset: int = _constants.TORCHLIB_OPSET) -> _registration.ONNXRegistry:
+    """All operations that torchlib translates; not to be changed (`_copied`).
+
+    onnxscript reads and parses the source of each to say in which domain it is, which nobody asks.
+    """
+    parsed = TracedOnnxFunction.function_ir
+    TracedOnnxFunction.function_ir = _UNPARSED
+    try:
+        return _made(opset)
+    finally:
+        TracedOnnxFunction.function_ir = parsed
+
+
+_made = _registration.ONNXRegistry.from_torchlib
+_UNPARSED = SimpleNamespace(domain="")
+
+
+def _copied(opset_version: int = _constants.TORCHLIB_OPSET) -> _registration.ONNXRegistry:
+    """A registry to add translations to."""
+    whole = torchlib(opset_version)
+    registry = _registration.ONNXRegistry()
+    registry._opset_version = opset_version
+    registry.functions = {name: list(entries) for name, entries in whole.functions.items()}
+    return registry
+
+
+@contextlib.contextmanager
+def quick() -> Iterator[None]:
+    """Inside the block torch.onnx leaves out what would change nothing."""
+    decompose = _fx_passes.decompose_with_registry
+    _registration.ONNXRegistry.from_torchlib = staticmethod(_copied)
+    _fx_passes.decompose_with_registry = functools.partial(_decomposed, decompose)
+    try:
+        yield
+    finally:
+        _registration.ONNXRegistry.from_torchlib = _made
+        _fx_passes.decompose_with_registry = decompose
+
+
+def _decomposed(
+    decompose: Callable[..., torch.export.ExportedProgram],
+    program: torch.export.ExportedProgram,
+    registry: _registration.ONNXRegistry,
+) -> torch.export.ExportedProgram:
+    """The program in operations of the registry: itself, if it is but for casts and sizes read twice,
+    which are changed in place."""
+    table = _decomp.create_onnx_friendly_decomposition_table(set(_decomp.get_onnx_implemented_overloads(registry)))
+    if not all(_stays(node, table, registry) for node in program.graph.nodes):
+        return decompose(program, registry)
+    sizes: dict[str, torch.fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.target is aten.to.dtype:
+            source, dtype, *_ = node.args
+            node.target, node.args, node.kwargs = aten._to_copy.default, (source,), {"dtype": dtype}
+        elif node.target is aten.sym_size.int:
+            node.replace_all_uses_with(sizes.setdefault(str(node.meta["val"]), node))
+    program.graph.eliminate_dead_code()  # sizes that nothing reads
+    return program
+
+
+def _stays(node: torch.fx.Node, table: Mapping[Any, Any], registry: _registration.ONNXRegistry) -> bool:
+    """Whether torchlib translates a node as it is, to what it makes of the node traced again."""
+    operation = node.target
+    if node.op != "call_function":
+        return node.op != "get_attr"  # a graph within the graph
+    if not isinstance(operation, torch._ops.OperatorBase):
+        return True  # arithmetic of sizes
+    if not isinstance(operation, torch._ops.OpOverload) or operation in table or operation._schema.is_mutable:
+        return False
+    if operation is aten.to.dtype:
+        return len(node.args) >= 2 and not node.kwargs and isinstance(node.args[1], torch.dtype)
+    if not registry.is_registered(operation):
+        return False
+    composed = operation.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    return not composed or operation in _SAME_WHOLE or operation in _kept_whole()
+
+
+@functools.cache
+def _kept_whole() -> frozenset[Any]:
+    """Operations made of others that torch.export leaves whole where it is not told to take them apart."""
+    return frozenset(_collect_all_valid_cia_ops())
