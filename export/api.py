@@ -52,6 +52,7 @@ def export_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
     force: bool = False,
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> Result:
     """Export a Hugging Face folder or hub id to a verified bundle.
@@ -82,6 +83,8 @@ def export_checkpoint(
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the checkpoint.
         force: replace an existing bundle.
+        processes: how many may work at a time; with more than one this process is forked, which one that runs threads
+            of its own should not be.
         progress: told of each stage.
 
     Raises:
@@ -117,6 +120,7 @@ def export_checkpoint(
         fallback=fallback,
         quantization=quantization,
         force=force,
+        processes=processes,
         progress=progress,
         seconds=seconds,
     )

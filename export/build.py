@@ -8,18 +8,22 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..runtime.bundle import CARD_NAME, GOLDEN_NAME, PARITY_NAME, PLAN_NAME, sha256_file
 from ..runtime.errors import DamagedError, ParityError, RequestError, UnsupportedError
-from ..runtime.golden import write_golden
+from ..runtime.golden import GoldenCase, write_golden
 from ..runtime.manifest import MANIFEST_NAME, Artifact, Dim, File, Manifest, canonical_json
 from ..runtime.parity import Noise
 from ..runtime.session import Session
 from ..runtime.verify import ArtifactReport, Case, Report
+from .aside import beside, worthwhile
 from .capture import Captured, Method, capture
 from .card import write_card
 from .compress import Request, compress
@@ -59,10 +63,13 @@ def build(
     fallback: bool = True,
     quantization: Request | None = None,
     force: bool = False,
+    processes: int = 1,
     progress: Progress | None = None,
     seconds: dict[str, float] | None = None,
 ) -> Result:
     """Make a bundle of a subject. With `fallback`, fp16 that fails parity gets as few modules in fp32 as will do.
+
+    processes: how many may work at a time (see `aside.py`).
 
     Raises:
         UnsupportedError: operations that a target cannot take, all of them at once.
@@ -73,59 +80,95 @@ def build(
     seconds = {} if seconds is None else seconds
     chosen = [get_target(name) for name in targets]
     calibration, held = _calibration(subject, quantization)
-    with timed(seconds, "reference"):
-        advance = start("Running the reference", 1)
-        cases = subject.cases()
-        noise = {name: _rounded(entry) for name, entry in subject.reference.noise(cases).items()}
-        golden = subject.golden()
-        advance()
-    with timed(seconds, "capture"):
-        ways = sorted({target.cache for target in chosen}) if subject.parts is not None else [GROWING]
-        advance = start("Capturing the model", len(ways))
-        captured_for: dict[str, list[Captured]] = {}
-        for way in ways:
-            captured_for[way] = capture_methods(subject, way)
+    apart = worthwhile(processes, _weight_bytes(subject.reference.model))
+    with beside(lambda: _referenced(subject), apart) as other:
+
+        def reference() -> _Known:
+            advance = start("Running the reference", 1)
+            known: _Known = other.get()
+            seconds["reference"] = known.seconds
             advance()
-    jobs = [
-        (target, captured)
-        for target in chosen
-        for captured in captured_for[target.cache if subject.parts is not None else GROWING]
-    ]
-    captures = [captured for _, captured in jobs]
-    artifacts = [target.plan(captured, options) for target, captured in jobs]
-    _refuse_unsupported(jobs, artifacts)
-    with staging(Path(destination), force) as root:
-        tokenizer = subject.write_tokenizer(root) if subject.write_tokenizer is not None else None
-        base = Manifest(
-            source=subject.info,
-            task=subject.task,
-            artifacts=tuple(artifacts),
-            producer=producer(targets),
-            tokenizer=tokenizer,
-            preprocess=subject.preprocess,
-            postprocess=subject.postprocess,
-            generation=subject.generation,
-        ).with_identity()
-        judged = held_out_cases(subject.reference, held, tokenizer) if held else cases
-        work = Work(root, base, {target.name: target for target in chosen}, judged, noise, start, seconds)
-        if quantization is not None:
-            judge = Judge(work, jobs, quantization, options, subject.reference, golden, calibration, bool(held))
-            made = _quantized(subject, judge, captures[0], held)
-        else:
-            made = _lowered(work, jobs, artifacts, options, retry=fallback and subject.parts is None)
-        manifest = made.manifest
-        report = Report("eager PyTorch, fp32, unpatched", made.reports)
-        if quantization is None or not quantization.keep_best:
-            _refuse_failures(report, made.told)
-        write_golden(root / GOLDEN_NAME, golden)
-        manifest = dataclasses.replace(manifest, parity=_summary(report, noise, judged))
-        (root / PARITY_NAME).write_text(canonical_json({**report.to_json(), "noise": _plain(noise)}), encoding="utf-8")
-        sizes = {artifact.path: artifact_bytes(root / artifact.path) for artifact in manifest.artifacts}
-        (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")
-        manifest = dataclasses.replace(manifest, files=list_files(root, manifest.artifacts))
-        (root / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
+            return known
+
+        known = None if apart else reference()
+        with timed(seconds, "capture"):
+            ways = sorted({target.cache for target in chosen}) if subject.parts is not None else [GROWING]
+            advance = start("Capturing the model", len(ways))
+            captured_for: dict[str, list[Captured]] = {}
+            for way in ways:
+                captured_for[way] = capture_methods(subject, way)
+                advance()
+        jobs = [
+            (target, captured)
+            for target in chosen
+            for captured in captured_for[target.cache if subject.parts is not None else GROWING]
+        ]
+        captures = [captured for _, captured in jobs]
+        artifacts = [target.plan(captured, options) for target, captured in jobs]
+        _refuse_unsupported(jobs, artifacts)
+        with staging(Path(destination), force) as root:
+            tokenizer = subject.write_tokenizer(root) if subject.write_tokenizer is not None else None
+            base = Manifest(
+                source=subject.info,
+                task=subject.task,
+                artifacts=tuple(artifacts),
+                producer=producer(targets),
+                tokenizer=tokenizer,
+                preprocess=subject.preprocess,
+                postprocess=subject.postprocess,
+                generation=subject.generation,
+            ).with_identity()
+            work = Work(root, base, {target.name: target for target in chosen}, [], {}, start, seconds)
+            if quantization is None:
+                work.lower(captures, artifacts)
+            known = known or reference()
+            judged = held_out_cases(subject.reference, held, tokenizer) if held else known.cases
+            noise, work.cases, work.noise = known.noise, judged, known.noise
+            if quantization is not None:
+                judge = Judge(
+                    work, jobs, quantization, options, subject.reference, known.golden, calibration, bool(held)
+                )
+                made = _quantized(subject, judge, captures[0], held)
+            else:
+                made = _verified(work, jobs, artifacts, options, retry=fallback and subject.parts is None)
+            manifest = made.manifest
+            report = Report("eager PyTorch, fp32, unpatched", made.reports)
+            if quantization is None or not quantization.keep_best:
+                _refuse_failures(report, made.told)
+            write_golden(root / GOLDEN_NAME, known.golden)
+            manifest = dataclasses.replace(manifest, parity=_summary(report, noise, judged))
+            (root / PARITY_NAME).write_text(
+                canonical_json({**report.to_json(), "noise": _plain(noise)}), encoding="utf-8"
+            )
+            sizes = {artifact.path: artifact_bytes(root / artifact.path) for artifact in manifest.artifacts}
+            (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")
+            manifest = dataclasses.replace(manifest, files=list_files(root, manifest.artifacts))
+            (root / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
     notes = (*subject.notes, *dict.fromkeys(note for captured in captures for note in captured.notes), *made.told)
     return Result(Path(destination), manifest, report, notes, seconds, made.trials)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What artifacts are held to, what apps hold them to, and how long it took (seconds)."""
+
+    cases: list[Case]
+    noise: dict[str, Noise]
+    golden: list[GoldenCase]
+    seconds: float
+
+
+def _referenced(subject: Subject) -> Iterator[_Known]:
+    """Run the reference."""
+    began = time.perf_counter()
+    cases = subject.cases()
+    noise = {name: _rounded(entry) for name, entry in subject.reference.noise(cases).items()}
+    golden = subject.golden()
+    yield _Known(cases, noise, golden, round(time.perf_counter() - began, 2))
+
+
+def _weight_bytes(model: torch.nn.Module) -> int:
+    return sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
 
 
 @dataclass(frozen=True)
@@ -167,11 +210,11 @@ def _quantized(subject: Subject, judge: Judge, captured: Captured, held: Sequenc
     return _Made(work.manifest, outcome.attempt.reports, told, outcome.rows)
 
 
-def _lowered(
+def _verified(
     work: Work, jobs: Sequence[tuple[Target, Captured]], artifacts: list[Artifact], options: Options, retry: bool
 ) -> _Made:
-    """Lower and verify the planned artifacts. `retry`: fp16 that fails gets as few modules in fp32 as will do."""
-    reports = work.execute([captured for _, captured in jobs], artifacts)
+    """Verify what was lowered. `retry`: fp16 that fails gets as few modules in fp32 as will do."""
+    reports = work.verified([captured for _, captured in jobs])
     failed = any(entry.status == "failed" for entry in reports)
     if not (retry and failed and options.precision == "fp16"):
         return _Made(work.manifest, reports)

@@ -43,10 +43,12 @@ class Work:
     seconds: dict[str, float]
 
     def execute(self, captures: Sequence[Captured], artifacts: Sequence[Artifact]) -> list[ArtifactReport]:
-        """Lower captured methods, each to its planned artifact, in place of what stands there, and verify them.
+        """Lower captured methods, each to its planned artifact, in place of what stands there, and verify them."""
+        self.lower(captures, artifacts)
+        return self.verified(captures)
 
-        Gives one report a target: the artifacts of one that are called in turn are verified together.
-        """
+    def lower(self, captures: Sequence[Captured], artifacts: Sequence[Artifact]) -> None:
+        """Lower captured methods, each to its planned artifact, in place of what stands there."""
         self.manifest = dataclasses.replace(self.manifest, artifacts=tuple(artifacts)).with_identity()
         for folder in {artifact.path.split("/")[0] for artifact in artifacts}:
             shutil.rmtree(self.root / folder, ignore_errors=True)
@@ -57,6 +59,9 @@ class Work:
                 _free(captures)
                 target.lower(captured, artifact, self.manifest.identity, self.root / artifact.path)
                 advance()
+
+    def verified(self, captures: Sequence[Captured]) -> list[ArtifactReport]:
+        """Verify what was lowered. One report a target: its artifacts that are called in turn are verified together."""
         reports = []
         for target_name in self.manifest.targets:
             with timed(self.seconds, f"verify {target_name}"):

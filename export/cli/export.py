@@ -115,6 +115,7 @@ def exported(arguments: argparse.Namespace, console: Console, destination: str |
     """Make the bundle that the arguments describe."""
     try:
         from ..api import export_checkpoint
+        from ..aside import allowed
     except ImportError as error:
         raise RequestError(
             f"Exporting needs packages that are not installed ({error}). "
@@ -145,6 +146,7 @@ def exported(arguments: argparse.Namespace, console: Console, destination: str |
             revision=arguments.revision,
             trust_remote_code=arguments.trust_remote_code,
             force=arguments.force,
+            processes=allowed(),
             progress=progress,
         )
 

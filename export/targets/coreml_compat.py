@@ -20,6 +20,7 @@ import numpy as np
 
 from . import coreml_cache
 from .coreml_graph import output_copy
+from .coreml_import import import_coremltools
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            import coremltools  # noqa: F401
+            import_coremltools()
         finally:
             logging.disable(disabled)
         logger.setLevel(logging.CRITICAL)

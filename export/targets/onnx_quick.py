@@ -80,6 +80,10 @@ def _decomposed(
         elif node.target is aten.sym_size.int:
             node.replace_all_uses_with(sizes.setdefault(str(node.meta["val"]), node))
     program.graph.eliminate_dead_code()  # sizes that nothing reads
+    results = program.graph.output_node().args[0]
+    for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
+        if isinstance(result, torch.fx.Node):
+            spec.arg.name = result.name  # a rewritten last operation has another name
     return program
 
 

@@ -13,10 +13,12 @@ import torch
 from palmtop.export import hf
 from palmtop.export.capture import capture, trace_module
 from palmtop.export.targets import Options, onnx, onnx_quick
+from palmtop.quantize.scheme import Scheme
 from palmtop.runtime.manifest import TensorSpec
 from torch.onnx._internal.exporter import _fx_passes, _registration
 
 from .executorch_models import BATCH, IDENTITY, capture_checkpoint, size
+from .integers import with_integers
 
 
 def lowered(captured, path):
@@ -49,6 +51,12 @@ def test_an_encoder_is_not_traced_again_and_gives_the_same(tmp_path, checkpoint,
     feeds["attention_mask"][1, 5:] = 0
     first, second = (onnxruntime.InferenceSession(path).run(None, feeds) for path in (ours, theirs))
     assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_rewritten_last_operation_is_the_output(tmp_path, checkpoint):
+    _, captured = capture_checkpoint(checkpoint("bert", "fill-mask"), "fill-mask")
+    path = lowered(with_integers(captured, Scheme(bits=8, activations="dynamic")), tmp_path / "model.onnx")
+    assert [value.name for value in onnx_library.load(path).graph.output] == ["logits"]
 
 
 def test_what_must_be_taken_apart_still_is(tmp_path, monkeypatch):
