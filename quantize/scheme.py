@@ -172,7 +172,7 @@ PRESETS: dict[str, Preset] = {
         embedding=Scheme(8, "block", 128),
         convolution=Scheme(8, activations="dynamic"),
         min_agreement=0.995,
-        smoothing=0.65,
+        smoothing=0.75,
     ),
     "int4": Preset(
         layer=Scheme(4, "block", 32, activations="dynamic"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -114,3 +115,10 @@ def layer_input(node: Node) -> Node:
     source = node.args[1] if node.target is aten.addmm.default else node.args[0]
     assert isinstance(source, Node)
     return source
+
+
+def bias_of(node: Node) -> Any:
+    """What a linear layer adds to its products; None: nothing."""
+    if node.target is aten.addmm.default:
+        return node.args[0]
+    return node.args[2] if node.target is aten.linear.default and len(node.args) > 2 else None

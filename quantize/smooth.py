@@ -16,6 +16,20 @@ aten = torch.ops.aten
 
 # Channels that calibration hardly saw are taken to be this much of the largest: a later input may use them.
 _FLOOR = 1e-3
+# What these give has no channels that are large in every row. Where one is large in a few rows, dividing it makes those
+# hardly evener, and the columns of weights less even: MiniLM's in int8 come out a quarter further from fp32.
+_EVEN = frozenset(
+    {
+        *(aten.gelu.default, aten.relu.default, aten.silu.default, aten.hardswish.default, aten.tanh.default),
+        *(aten.scaled_dot_product_attention.default, aten.matmul.default, aten.bmm.default),
+    }
+)
+_SAME_NUMBERS = frozenset(
+    {
+        *(aten.reshape.default, aten.view.default, aten.transpose.int, aten.permute.default, aten.flatten.using_ints),
+        *(aten.clone.default, aten.contiguous.default, aten.unsqueeze.default, aten.squeeze.dim),
+    }
+)
 # What the constants in the graph are called.
 _PREFIX = "palmtop_smooth."
 
@@ -26,7 +40,7 @@ def smooth(
     """Divide what linear layers read, channel by channel, and multiply the columns of their weights, in place.
 
     s = max|x|^strength / max|w|^(1 - strength) by channel. Layers that read one activation share the division, which is
-    one product with a constant in the graph.
+    one product with a constant in the graph. What an activation function or an attention gives is left alone.
 
     Args:
         program: one whose `state_dict` is its own.
@@ -43,7 +57,7 @@ def smooth(
     found = dict(statistics)
     for source, members in groups.items():
         seen = statistics.get(source)
-        if seen is None or not float(seen.largest.max()) > 0:
+        if seen is None or not float(seen.largest.max()) > 0 or origin(nodes[source]).target in _EVEN:
             continue
         matrices = [site.as_matrix(program.state_dict[site.name]) for site, _ in members]
         factor = _factors(seen.largest, torch.stack([m.abs().amax(0) for m in matrices]).amax(0), strength)
@@ -93,6 +107,13 @@ def _factors(activations: torch.Tensor, weights: torch.Tensor, strength: float) 
     weights = weights.clamp(min=_FLOOR * float(weights.max()) + 1e-12)
     factor = activations**strength / weights ** (1 - strength)
     return factor / factor.log().mean().exp()  # around 1: products stay where fp16 is good
+
+
+def origin(activation: Node) -> Node:
+    """Where the numbers of an activation, in whatever shape, come from."""
+    while activation.target in _SAME_NUMBERS:
+        activation = activation.all_input_nodes[0]
+    return activation
 
 
 def _multiply(program: ExportedProgram, source: Node, inverse: torch.Tensor, readers: Sequence[Node]) -> Node:

@@ -22,6 +22,7 @@ from ...runtime.manifest import Artifact, TensorSpec
 from .. import hf
 from ..capture import Captured
 from ..modules import module_path
+from ..normalize import rename_outputs
 from . import Options, Target, UnsupportedOperation, constant_axes, file_stem, narrow, onnx_fuse, requested_axes
 from .onnx_aside import put_back_halved, weights_aside
 from .onnx_contrib import into_the_standard
@@ -108,6 +109,7 @@ def _translate(captured: Captured, fused: bool) -> onnx_ir.Model:
     store_integers(program, captured)
     if fused:
         onnx_fuse.fuse_attention(program)
+    rename_outputs(program)
     table = {**hf.onnx_translations(), **TRANSLATIONS, **onnx_fuse.TRANSLATIONS}
     table[aten.scaled_dot_product_attention.default] = _attention
     with hf.onnx_patches(program), quick(), _quiet():
@@ -163,9 +165,10 @@ def _name_axes(model: onnx_ir.Model, captured: Captured) -> None:
     for value in values:
         if value.shape is None:
             continue
-        for axis, size in enumerate(value.shape):
-            if isinstance(size, onnx_ir.SymbolicDim) and size.value:
-                value.shape[axis] = _renamed(size.value, names)
+        value.shape = onnx_ir.Shape(  # a new one: what onnxscript infers may be frozen
+            _renamed(size.value, names) if isinstance(size, onnx_ir.SymbolicDim) and size.value else size
+            for size in value.shape
+        )
 
 
 def _renamed(expression: str, names: dict[str, str]) -> str:

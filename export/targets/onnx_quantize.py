@@ -1,8 +1,6 @@
 """A plan's integers in ONNX: what ONNX Runtime computes with, layer by layer.
 
-- Layers of 8 bits a row whose inputs are rounded as they run: `MatMulIntegerToFloat`. Inputs are rounded row by row
-  (token by token), each by its own largest value, so that no token's answer depends on its neighbours or on padding;
-  `DynamicQuantizeMatMul` takes one range for a whole batch.
+- Layers of 8 bits a row whose inputs are rounded as they run: `MatMulIntegerToFloat` (`onnx_rows`).
 - Other layers: `MatMulNBits`, with scales repeated where a row has one. With `activations`, it rounds its inputs too,
   in blocks of a row (accuracy level 4).
 - Tables: `GatherBlockQuantized`. Convolutions, and rows that no block size divides: `DequantizeLinear`.
@@ -22,21 +20,19 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from ...quantize.program import add_buffer, insert
-from ...quantize.sites import Site, Use, find_sites, layer_input
+from ...quantize.sites import Site, Use, bias_of, find_sites, layer_input
 from ...quantize.weights import QuantizedWeight
 from ...runtime.errors import RequestError
 from ..capture import Captured
 from ..modules import user_path
 from ..normalize import prune
-from .onnx_contrib import contrib, later
+from . import onnx_rows
+from .onnx_contrib import contrib
 
 aten = torch.ops.aten
 _BLOCKS = (128, 64, 32, 16)
-_CENTRE = 128  # zero of the unsigned 8-bit inputs
 
 _LIBRARY = torch.library.Library("palmtop_onnx", "DEF")
-_LIBRARY.define("row_zeros(Tensor x) -> Tensor")
-_LIBRARY.define("row_linear(Tensor x, Tensor weight, Tensor scales, Tensor zeros) -> Tensor")
 _LIBRARY.define(
     "block_linear(Tensor x, Tensor weight, Tensor scales, Tensor? zeros, int rows, int bits, int block, bool rounded)"
     " -> Tensor"
@@ -46,14 +42,6 @@ _LIBRARY.define(
     " -> Tensor"
 )
 _LIBRARY.define("dequantize(Tensor weight, Tensor scales, Tensor? zeros, int axis) -> Tensor")
-
-
-def _fake_row_zeros(x: torch.Tensor) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], 1), dtype=torch.uint8)
-
-
-def _fake_row_linear(x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[1]))
 
 
 def _fake_block_linear(x: torch.Tensor, weight: Any, scales: Any, zeros: Any, rows: int, *rest: Any) -> torch.Tensor:
@@ -69,8 +57,6 @@ def _fake_dequantize(weight: torch.Tensor, scales: torch.Tensor, zeros: Any, axi
 
 
 for _name, _fake in (
-    ("row_zeros", _fake_row_zeros),
-    ("row_linear", _fake_row_linear),
     ("block_linear", _fake_block_linear),
     ("block_embedding", _fake_block_embedding),
     ("dequantize", _fake_dequantize),
@@ -81,21 +67,6 @@ _ours = torch.ops.palmtop_onnx
 
 
 # --- translations ---------------------------------------------------------------------------------------------------
-
-
-def _row_zeros(x):
-    rows = op.Concat(op.Shape(x, start=0, end=-1), op.Constant(value_ints=[1]), axis=0)
-    return op.ConstantOfShape(rows, value=onnx_ir.tensor([_CENTRE], dtype=onnx_ir.DataType.UINT8))
-
-
-def _row_linear(x, weight, scales, zeros):
-    """Rounding by blocks as long as a row divides and rounds in one pass. Several layers that read `x` share it."""
-    largest = op.ReduceMax(op.Abs(x), op.Constant(value_ints=[-1]), keepdims=1)
-    steps = op.Mul(op.Max(largest, op.Constant(value_float=1e-30)), op.Constant(value_float=1 / 127))
-    rounded = later.QuantizeLinear(x, steps, zeros, axis=-1, block_size=weight.shape[0])
-    one = op.Constant(value_float=1.0)
-    zero = op.Constant(value=onnx_ir.tensor(_CENTRE, dtype=onnx_ir.DataType.UINT8))
-    return op.Mul(contrib.MatMulIntegerToFloat(rounded, weight, one, scales, zero), steps)
 
 
 def _block_linear(x, weight, scales, zeros, rows, bits, block, rounded):
@@ -118,8 +89,7 @@ def _dequantize(weight, scales, zeros, axis):
 
 
 TRANSLATIONS: dict[Callable, Any] = {
-    _ours.row_zeros.default: _row_zeros,
-    _ours.row_linear.default: _row_linear,
+    **onnx_rows.TRANSLATIONS,
     _ours.block_linear.default: _block_linear,
     _ours.block_embedding.default: _block_embedding,
     _ours.dequantize.default: _dequantize,
@@ -146,29 +116,19 @@ def store_integers(program: ExportedProgram, captured: Captured) -> None:
     if not captured.quantized:
         return
     program._state_dict = dict(program.state_dict)
+    sites = [site for site in find_sites(program) if site.name in captured.quantized]
+    merged = onnx_rows.merge(program, sites, captured.quantized)
     nodes = {node.name: node for node in program.graph.nodes}
-    for site in find_sites(program):
-        weight = captured.quantized.get(site.name)
-        if weight is None:
+    for site in sites:
+        stored = _Stored(program, site, captured.quantized[site.name])
+        if site.name in merged:
             continue
-        stored = _Stored(program, site, weight)
         for use in site.uses:
             _rewrite(stored, nodes[use.node], use)
-    _share_zeros(program)
+    onnx_rows.share_zeros(program)
     prune(program)
     program.graph.lint()
     program.graph_module.recompile()
-
-
-def _share_zeros(program: ExportedProgram) -> None:
-    """One tensor of zero points for all layers whose inputs have the same rows."""
-    made: dict[str, Node] = {}
-    for node in list(program.graph.nodes):
-        if node.target is _ours.row_zeros.default:
-            first = made.setdefault(str(node.meta["val"].shape), node)
-            if first is not node:
-                node.replace_all_uses_with(first)
-                program.graph.erase_node(node)
 
 
 class _Stored:
@@ -242,12 +202,10 @@ def _rewrite(stored: _Stored, node: Node, use: Use) -> None:
         arguments = (stored.packed(), node.args[1], stored.scales(), stored.zeros())
         size = weight.integers.shape[1]
         _replace(node, _ours.block_embedding.default, (*arguments, size, weight.scheme.bits, stored.block))
-    elif use.kind == "linear" and _row_wise(weight):
+    elif use.kind == "linear" and onnx_rows.fits(weight):
         integers = stored.buffer("integers", lambda: weight.integers.t().contiguous())
         scales = stored.buffer("row_scales", lambda: weight.scales.flatten().contiguous())
-        source = layer_input(node)
-        zeros = insert(node, _ours.row_zeros.default, (source,), _fake_row_zeros(source.meta["val"]))
-        _replace_linear(node, _ours.row_linear.default, (integers, scales, zeros))
+        _replace_linear(node, onnx_rows.LINEAR, (integers, scales, *onnx_rows.zeros(node)))
     elif use.kind == "linear" and stored.block is not None:
         rounded = weight.scheme.activations != "none"
         rows = weight.integers.shape[0]
@@ -256,11 +214,6 @@ def _rewrite(stored: _Stored, node: Node, use: Use) -> None:
         _replace_linear(node, _ours.block_linear.default, (*integers, *settings))
     else:
         _dequantized(stored, node)
-
-
-def _row_wise(weight: QuantizedWeight) -> bool:
-    scheme = weight.scheme
-    return scheme.bits == 8 and scheme.symmetric and scheme.activations != "none" and weight.scales.shape[1] == 1
 
 
 def _dequantized(stored: _Stored, node: Node) -> None:
@@ -282,9 +235,7 @@ def _dequantized(stored: _Stored, node: Node) -> None:
 
 
 def _replace_linear(node: Node, operation: Callable, arguments: tuple) -> None:
-    bias = node.args[2] if node.target is aten.linear.default and len(node.args) > 2 else None
-    if node.target is aten.addmm.default:
-        bias = node.args[0]
+    bias = bias_of(node)
     product = _insert(node, operation, (layer_input(node), *arguments))
     if isinstance(bias, Node):
         product = _insert(node, aten.add.Tensor, (product, bias))

@@ -13,7 +13,6 @@ import torch
 from palmtop.export.capture import capture, trace_module
 from palmtop.export.targets import Options
 from palmtop.export.targets.onnx import lower, plan
-from palmtop.quantize.scheme import Scheme
 from palmtop.runtime.backends import get_backend
 from palmtop.runtime.manifest import Dim, TensorSpec
 from palmtop.runtime.session import Session
@@ -21,7 +20,6 @@ from palmtop.runtime.verify import verify_artifact
 from torch.nn.functional import scaled_dot_product_attention
 
 from .executorch_models import BATCH, IDENTITY, capture_checkpoint, sequence, size
-from .integers import with_integers
 
 _HEADS, _WIDTH = 2, 16
 
@@ -217,28 +215,3 @@ def test_fused_operations_keep_the_module_that_they_come_from(checkpoint, tmp_pa
     assert found["Attention"].module == "encoder.layer.0.attention.self"
     assert found["Attention"].value.shape == (*feeds["input_ids"].shape, 32)
     assert found["Reshape"].module == "embeddings"
-
-
-def test_rows_are_rounded_in_one_pass_and_zero_points_are_made_once(checkpoint, tmp_path):
-    folder = checkpoint("bert", "feature-extraction", config={"hidden_size": 64, "intermediate_size": 128})
-    _, program = capture_checkpoint(folder, "feature-extraction")
-    quantized = with_integers(program, Scheme(bits=8, activations="dynamic"))
-    artifact = plan(quantized, Options())
-    path = tmp_path / artifact.path
-    lower(quantized, artifact, IDENTITY, path)
-    counts = operations(path)
-    assert counts["Attention"] == 2
-    assert counts["MatMulIntegerToFloat"] == 12
-    assert counts["QuantizeLinear"] == 8  # queries, keys and values share one
-    assert counts["ConstantOfShape"] == 1
-    assert not counts["Div"]
-    session = Session.open(tmp_path, artifact, IDENTITY, threads=1)
-    for batch, length in ((1, 1), (2, 7), (3, 20)):
-        feeds = {spec.name: np.ones((batch, length), np.int64) for spec in artifact.inputs}
-        feeds["input_ids"] = np.random.default_rng(0).integers(5, 60, (batch, length))
-        expected = quantized.program.module()(**{name: torch.from_numpy(value) for name, value in feeds.items()})
-        actual = session.run(feeds)["last_hidden_state"]
-        similar = torch.nn.functional.cosine_similarity(torch.from_numpy(actual), expected[0], dim=-1)
-        assert similar.min() > 0.999
-        alone = session.run({name: value[-1:] for name, value in feeds.items()})["last_hidden_state"]
-        np.testing.assert_allclose(alone[0], actual[-1], atol=1e-5)  # a row does not depend on its neighbours
