@@ -73,6 +73,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/graphs.py
 	$(BIN)/python benchmarks/mil_speed.py
 	$(BIN)/python benchmarks/quantization.py
+	$(BIN)/python benchmarks/export_time.py
 	$(BIN)/python benchmarks/growth.py
 
 coverage: $(STAMP)

@@ -26,6 +26,7 @@ from ..runtime.verify import ArtifactReport, Case, Report
 from .aside import beside, worthwhile
 from .capture import Captured, Method, capture
 from .card import write_card
+from .collector import often
 from .compress import Request, compress
 from .fallback import keep_more
 from .held_out import held_out_cases, hold_back
@@ -35,7 +36,7 @@ from .remembered import Cache
 from .stamp import restamp
 from .subject import GROWING, Part, Subject
 from .targets import TARGETS, Options, Target, get_target
-from .work import Progress, Work, artifact_bytes, timed
+from .work import LARGE, Progress, Work, artifact_bytes, timed
 
 # A disk with less than this many bytes left is full.
 _LEAST_FREE = 1_000_000
@@ -80,7 +81,10 @@ def build(
     seconds = {} if seconds is None else seconds
     chosen = [get_target(name) for name in targets]
     calibration, held = _calibration(subject, quantization)
-    apart = worthwhile(processes, _weight_bytes(subject.reference.model))
+    size = _weight_bytes(subject.reference.model)
+    if size >= LARGE:
+        often()
+    apart = worthwhile(processes, size)
     with beside(lambda: _referenced(subject), apart) as other:
 
         def reference() -> _Known:

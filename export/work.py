@@ -21,7 +21,7 @@ from .mapped import release
 from .targets import Target
 
 # Bytes of weights from which on it matters what stays in memory between stages.
-_LARGE = 256 * 2**20
+LARGE = 256 * 2**20
 
 # Called with what happens next and of how many steps it consists; gives what to call after each.
 Progress = Callable[[str, int], Callable[[], None]]
@@ -97,7 +97,7 @@ def _free(captures: Sequence[Captured]) -> None:
 
     Looking for them takes half a second, which is not worth it for a small model.
     """
-    if max(captured.weight_bytes for captured in captures) >= _LARGE:
+    if max(captured.weight_bytes for captured in captures) >= LARGE:
         gc.collect()
         release()
 

@@ -11,8 +11,8 @@ from ...runtime.errors import RequestError
 from ...runtime.manifest import Artifact
 from ...runtime.parity import Measure
 from ...runtime.verify import ArtifactReport, Report
+from ..collector import seldom
 from ..targets import TARGETS
-from .collector import seldom
 from .console import Console, print_json, size
 
 if TYPE_CHECKING:

@@ -15,14 +15,26 @@ from collections.abc import Iterator
 _SELDOM = (200_000, 20, 20)
 
 
+# What held before, while garbage is looked for seldom.
+_before: tuple[int, int, int] | None = None
+
+
 @contextlib.contextmanager
 def seldom() -> Iterator[None]:
     """Inside the block garbage is looked for seldom; when the process ends, not at all."""
-    before = gc.get_threshold()
+    global _before
+    outer, _before = _before, gc.get_threshold()
     gc.set_threshold(*_SELDOM)
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        gc.set_threshold(*_before)
+        _before = outer
+
+
+def often() -> None:
+    """For the rest of the block of `seldom`, if there is one, as it was: garbage may hold weights of a large model."""
+    if _before is not None:
+        gc.set_threshold(*_before)

@@ -1,0 +1,204 @@
+"""How long exporting takes: MiniLM to each format, in new processes, beside what a user would export with instead.
+
+    python benchmarks/export_time.py [--rounds 3] [--quick] [--json]        three minutes a round
+
+The contenders take turns; a ratio is the median of those within a round. palmtop's times are of the whole command, with
+the reference, the tokenizer, verification and the bundle; optimum's with its own validation; the others only convert.
+The `.pte` files are compared too. Figures of processor time tell what a busy machine hides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import figures as shared
+
+shared.one_thread()  # before numpy is imported; the exports themselves may use every core
+
+import embedders  # noqa: E402
+import numpy as np  # noqa: E402
+import peers  # noqa: E402
+import report  # noqa: E402
+from embedders import Embedder, Feeds  # noqa: E402
+from figures import INHERITED, ROOT, Bound, Figures, counter, folder, page, say  # noqa: E402
+
+# Of palmtop to each format: the contender, and how many times as fast palmtop shall be.
+_LEAST = {"onnx": ("optimum-cli", 1.0), "executorch": ("transformers.exporters", 3.0), "coreml": ("coremltools", 2.0)}
+_MOST_SECONDS = 30.0
+_LENGTHS = (16, 128)
+_SENTENCES = 20
+_NOTE = """MiniLM (22 M parameters), fp32, dynamic lengths. Each export is a process of its own; times are medians, in
+seconds, ratios medians of those within a round. palmtop's are of the whole command: reference, tokenizer, artifact,
+verification, bundle. `optimum-cli` validates its file; `transformers.exporters` (ExecuTorch, XNNPACK) and `coremltools`
+(`torch.export`, `run_decompositions`, `coremltools.convert`) convert and save, no more."""
+
+
+@dataclass(frozen=True)
+class Took:
+    """Seconds of the clock and of processors, those of child processes included."""
+
+    seconds: float
+    processor: float
+
+
+def timed(command: list[str | Path]) -> Took:
+    """Run a command to its end.
+
+    Raises:
+        SystemExit: it failed; with the end of what it said.
+    """
+    began = time.perf_counter()
+    before = os.times()
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=INHERITED, cwd=ROOT, check=False)
+    seconds, after = time.perf_counter() - began, os.times()
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stderr[-2000:]}")
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return Took(seconds, used)
+
+
+def commands(checkpoint: Path, work: Path) -> dict[str, list[str | Path]]:
+    """By name of the contender, what is run."""
+    export: list[str | Path] = [sys.executable, "-m", "palmtop.export", "export", checkpoint, "--force", "--json"]
+    peer: list[str | Path] = [sys.executable, ROOT / "benchmarks" / "peer_exports.py"]
+    optimum = peers.python("optimum").parent / "optimum-cli"
+    found: dict[str, list[str | Path]] = {}
+    for target, (name, _) in _LEAST.items():
+        found[f"palmtop, {target}"] = [*export, "-o", work / f"{target}.bundle", "--to", target]
+        found[name] = [*peer, target, checkpoint, work / name]
+    found["optimum-cli"] = [optimum, "export", "onnx", "--task", "feature-extraction", "--model", checkpoint]
+    found["optimum-cli"] += [work / "optimum-cli"]
+    found["palmtop, all three"] = [*export, "-o", work / "all.bundle"]
+    return found
+
+
+def measure(checkpoint: Path, work: Path, rounds: int, figures: Figures) -> None:
+    """Export in turns."""
+    contenders = commands(checkpoint, work)
+    advance = counter(f"Exporting: {rounds} rounds of", rounds * len(contenders))
+    times: dict[str, list[Took]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        names = list(contenders)
+        for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
+            shutil.rmtree(work / name, ignore_errors=True)
+            times[name].append(timed(contenders[name]))
+            advance()
+    rows = []
+    for name, took in times.items():
+        seconds, used = (statistics.median(getattr(one, part) for one in took) for part in ("seconds", "processor"))
+        rows.append([name, f"{seconds:.1f}", f"{used:.1f}"])
+        figures.raw[name] = {"seconds": [one.seconds for one in took], "processor": [one.processor for one in took]}
+    figures.tables["Seconds"] = ["export", "seconds", "processor seconds"], rows
+    for target, (name, least) in _LEAST.items():
+        pairs = list(zip(times[name], times[f"palmtop, {target}"], strict=True))
+        ratio = statistics.median(theirs.seconds / ours.seconds for theirs, ours in pairs)
+        figures.bounds.append(Bound(f"{target}: times as fast as {name}", ratio, least, least=True))
+    longest = statistics.median(one.seconds for one in times["palmtop, all three"])
+    figures.bounds.append(Bound("all three formats with verification, seconds", longest, _MOST_SECONDS))
+
+
+def compare(checkpoint: Path, work: Path, rounds: int, figures: Figures) -> None:
+    """Is palmtop's `.pte` as good as that of transformers.exporters? Size, delegates, agreement, speed."""
+    from palmtop.runtime.backends.executorch_file import describe
+    from palmtop.runtime.bundle import Bundle
+
+    eager = embedders.eager(checkpoint)
+    ours = embedders.artifact(Bundle.open(work / "executorch.bundle"), "executorch", "palmtop")
+    path = work / "transformers.exporters" / "model.pte"
+    theirs = _pte(path)
+    texts = (ROOT / "export" / "calibration.txt").read_text(encoding="utf-8").splitlines()[:_SENTENCES]
+    calls = embedders.encode(checkpoint, texts)
+    expected = [eager.read(eager.run(feeds), feeds) for feeds in calls]
+    lengths = [embedders.feeds_of([list(range(1000, 1000 + length))]) for length in _LENGTHS]
+    best = {entry.name: [float("inf")] * len(lengths) for entry in (eager, ours, theirs)}
+    for _ in range(rounds):
+        for place, feeds in enumerate(lengths):
+            for entry in (eager, ours, theirs):
+                began = time.perf_counter()
+                entry.run(feeds)
+                best[entry.name][place] = min(best[entry.name][place], 1e3 * (time.perf_counter() - began))
+    rows = []
+    agreed = {}
+    counts = {}
+    for entry, file in ((ours, work / "executorch.bundle" / "executorch" / "model.pte"), (theirs, path)):
+        method = describe(file)["methods"]["forward"]
+        agreed[entry.name] = embedders.agreement(entry, calls, expected)
+        counts[entry.name] = len(method["delegates"])
+        row = [
+            entry.name,
+            f"{entry.size / 1e6:.2f}",
+            str(len(method["delegates"])),
+            str(sum(method["kernels"].values())),
+        ]
+        row += [f"{agreed[entry.name].pooled:.6f}", f"{agreed[entry.name].token:.6f}"]
+        rows.append([*row, *(f"{value:.2f}" for value in best[entry.name])])
+    head = [".pte", "MB", "delegates", "operations outside of them", "pooled cosine", "token cosine"]
+    figures.tables["The files for ExecuTorch"] = [*head, *(f"ms, {length} tokens" for length in _LENGTHS)], rows
+    figures.raw["pte"] = {"ms": best, "delegates": counts, "bytes": {"palmtop": ours.size, theirs.name: theirs.size}}
+    figures.bounds += [
+        Bound("executorch: bytes, of those of transformers.exporters", ours.size / theirs.size, 1.01),
+        Bound("executorch: delegates", counts["palmtop"], counts[theirs.name]),
+        Bound("executorch: token cosine with eager", agreed["palmtop"].token, 0.99999, least=True),
+    ]
+    for place, length in enumerate(_LENGTHS):
+        mine = best["palmtop"][place]
+        what = f"executorch, {length} tokens: times as fast as"
+        figures.bounds.append(Bound(f"{what} transformers.exporters", best[theirs.name][place] / mine, 1.0, least=True))
+        figures.bounds.append(Bound(f"{what} eager PyTorch", best[eager.name][place] / mine, 1.0, least=True))
+
+
+def _pte(path: Path) -> Embedder:
+    """A file of transformers.exporters, on one thread."""
+    import torch
+    from executorch.extension.pybindings import _portable_lib as library
+
+    library._unsafe_reset_threadpool(1)
+    program = library._load_program(str(path))
+    method = program.load_method("forward")
+    names = ("input_ids", "attention_mask", "token_type_ids")
+
+    def run(feeds: Feeds) -> Any:
+        return method([torch.from_numpy(feeds[name]) for name in names])
+
+    def read(result: Any, feeds: Feeds) -> tuple[np.ndarray, np.ndarray]:
+        states = result[0].numpy()
+        return states, embedders.mean_pooled(states, feeds)
+
+    run.keep = program  # type: ignore[attr-defined]
+    return Embedder("transformers.exporters", path.stat().st_size, run, read)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round, to see that it runs; writes no page")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout; writes no page")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep what is exported there")
+    options = parser.parse_args()
+    rounds = 1 if options.quick else options.rounds
+    figures = Figures(versions=report.versions("torch", "transformers", "onnx", "coremltools", "executorch"))
+    with folder(options.work) as work:
+        measure(embedders.minilm(), work, rounds, figures)
+        say("Comparing the files for ExecuTorch")
+        compare(embedders.minilm(), work, 20 if options.quick else 100, figures)
+    text = page("Export time", "python benchmarks/export_time.py", figures, _NOTE)
+    if options.json:
+        print(json.dumps(figures.to_json(), indent=2))
+        return
+    print(text)
+    if not options.quick:
+        report.write_section("export-time", text)
+
+
+if __name__ == "__main__":
+    main()
