@@ -210,6 +210,11 @@ def _quantization(quantize: str, plan: str | Path | Plan | None, **asked: Any) -
     if plan is not None and quantize not in ("none", "plan"):
         raise RequestError(f"A plan takes the place of --quantize {quantize}: give one of the two.")
     kind = "plan" if plan is not None else quantize
+    if kind == "bf16":
+        raise RequestError(
+            "No target computes in bf16, and weights stored in it take the bytes of fp16 ones for eight times their "
+            "error. The nearest: --quantize fp16."
+        )
     if kind not in (*QUANTIZATIONS, "plan"):
         raise RequestError(f"Unknown quantization '{quantize}'. Known: {', '.join(QUANTIZATIONS)}.")
     if kind in PRECISIONS:

@@ -18,6 +18,7 @@ from palmtop.export.build import Result
 from palmtop.export.cli import main
 
 from ..support.tiny import tiny_checkpoint
+from .quantizing import CONFIG
 
 CARD = """---
 license: apache-2.0
@@ -84,6 +85,18 @@ def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
 def exported(checkpoint, tmp_path_factory) -> Result:
     """A tiny classifier exported to all three targets; its bundle is not to be altered."""
     return export_checkpoint(checkpoint(), tmp_path_factory.mktemp("exported") / "intents.bundle")
+
+
+@pytest.fixture(scope="session")
+def classifier(checkpoint) -> Path:
+    """A classifier with weights that there is something to quantize of; not to be altered."""
+    return checkpoint("bert", "text-classification", config=CONFIG)
+
+
+@pytest.fixture(scope="session")
+def fp32(classifier, tmp_path_factory) -> Path:
+    """It as it is, in ONNX; not to be altered."""
+    return export_checkpoint(classifier, tmp_path_factory.mktemp("fp32") / "full.bundle", to=["onnx"]).path
 
 
 @pytest.fixture
