@@ -84,27 +84,35 @@ def watched(running: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
     printed: list[tuple[bytes, bytes]] = []
     reader = threading.Thread(target=lambda: printed.append(running.communicate()))
     reader.start()
-    peak = 0
+    peak, known = 0, set[int]()
     while reader.is_alive():
-        peak = max(peak, _held(running.pid))
+        held, known = _held(running.pid, known)
+        peak = max(peak, held)
         time.sleep(_EVERY)
     reader.join()
-    return max(peak, 0), *printed[0]
+    return peak, *printed[0]
 
 
-def _held(session: int) -> int:
-    """Of one process its own high-water mark, so that nothing is missed between two looks; of several the sum."""
-    resident, highest = [], 0
+def _held(session: int, known: set[int]) -> tuple[int, set[int]]:
+    """Bytes, and which processes there are. Of one process its own high-water mark, so that nothing is missed between
+    two looks; of several the sum.
+
+    A process counts from the second look on (`known`: those of the last): one that is about to become another program
+    has its parent's memory for a moment.
+    """
+    resident, highest, there = [], 0, set()
     for entry in Path("/proc").iterdir():
         try:
             if not entry.name.isdigit() or os.getsid(int(entry.name)) != session:
                 continue
             fields = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines())
-            resident.append(int(fields["VmRSS"].split()[0]) * 1024)
+            there.add(int(entry.name))
+            if int(entry.name) in known:
+                resident.append(int(fields["VmRSS"].split()[0]) * 1024)
             highest = max(highest, int(fields["VmHWM"].split()[0]) * 1024)
         except (OSError, ValueError, KeyError):  # ended meanwhile
             continue
-    return max(sum(resident), highest)
+    return max(sum(resident), highest), there
 
 
 def write(measured: dict[str, dict[str, Any]]) -> None:

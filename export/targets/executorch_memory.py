@@ -22,8 +22,12 @@ from executorch.exir._serialize import _cord, _named_data_store
 from executorch.exir.emit import _emitter
 from torch.export import ExportedProgram
 
+from ..mapped import release
+
 # What is smaller is not worth it.
 _LEAST_BYTES = 1 << 16
+# Bytes of weights that may be read before the pages that they were read from are given back.
+_MOST_READ = 256 * 2**20
 
 
 class Stored(bytes):
@@ -87,11 +91,27 @@ def uncopied(program: ExportedProgram) -> Iterator[None]:
     def shared(original: Any) -> Any:
         return lambda tensor, memo: tensor if id(tensor) in known else original(tensor, memo)
 
+    unreleased = 0
+
+    def read(data: bytes) -> None:
+        """Give back what was read of the weights' files, every now and then."""
+        nonlocal unreleased
+        unreleased += len(data) if isinstance(data, Stored) else 0
+        if unreleased >= _MOST_READ:
+            release()
+            unreleased = 0
+
     def write_to_file(self: _cord.Cord, outfile: Any) -> None:
         for part in self._buffers:
             outfile.write(contents(part))
+            read(part)
 
-    hashing = SimpleNamespace(sha256=lambda data=b"": hashlib.sha256(contents(data)))
+    def sha256(data: bytes = b"") -> Any:
+        found = hashlib.sha256(contents(data))
+        read(data)
+        return found
+
+    hashing = SimpleNamespace(sha256=sha256)
     with contextlib.ExitStack() as stack:
         for module in (node_visitor, _emitter):
             module.bytes = stored
