@@ -36,7 +36,7 @@ from .remembered import Cache
 from .stamp import restamp
 from .subject import GROWING, Part, Subject
 from .targets import TARGETS, Options, Target, get_target
-from .work import LARGE, Progress, Work, artifact_bytes, timed
+from .work import LARGE, Progress, Work, artifact_bytes, free, timed
 
 # A disk with less than this many bytes left is full.
 _LEAST_FREE = 1_000_000
@@ -111,6 +111,7 @@ def build(
         artifacts = [target.plan(captured, options) for target, captured in jobs]
         _refuse_unsupported(jobs, artifacts)
         with staging(Path(destination), force) as root:
+            free(captures)  # other readers of the tokenizer run beside this process
             tokenizer = subject.write_tokenizer(root) if subject.write_tokenizer is not None else None
             base = Manifest(
                 source=subject.info,

@@ -56,7 +56,7 @@ class Work:
             target = self.targets[artifact.target]
             with timed(self.seconds, target.name):
                 advance = self.start(f"Lowering to {target.name}", 1)
-                _free(captures)
+                free(captures)
                 target.lower(captured, artifact, self.manifest.identity, self.root / artifact.path)
                 advance()
 
@@ -67,7 +67,7 @@ class Work:
             with timed(self.seconds, f"verify {target_name}"):
                 parts = self.manifest.parts(target_name)
                 advance = self.start(f"Verifying {signature(parts).path}", len(self.cases))
-                _free(captures)
+                free(captures)
                 reports.append(self.verify(self.root, parts, advance))
         return reports
 
@@ -92,7 +92,7 @@ class Work:
         )
 
 
-def _free(captures: Sequence[Captured]) -> None:
+def free(captures: Sequence[Captured]) -> None:
     """Let go of what the stage before left in memory: weights that it read, and objects that refer to each other.
 
     Looking for them takes half a second, which is not worth it for a small model.
