@@ -275,21 +275,20 @@ def _capture_part(subject: Subject, part: Part) -> Captured:
         read = {node.name for node in captured.program.graph.nodes if node.op == "placeholder" and node.users}
         used = tuple(spec for spec in inputs if spec.name in read)
         if len(used) == len(inputs) or not used:
-            if subject.parts is not None and part.method == DECODER:
-                _check_goes_on(subject, captured)
+            _check_free(subject, part, captured)
             return dataclasses.replace(captured, method=part.method, caches=part.caches, told=part.told)
         inputs = used
 
 
-def _check_goes_on(subject: Subject, captured: Captured) -> None:
-    """A decoder is for sequences of any length: one whose code runs token by token in Python is captured for one."""
-    length = captured.inputs[0].dims[-1]
-    if length.is_constant:
-        raise UnsupportedError(
-            f"{type(subject.reference.model).__name__} runs through a sequence in Python, token by token, so what is "
-            f"captured takes {length.constant} tokens and no other number: no text can be generated with it.\n"
-            "Remedy: export it for another task (--task feature-extraction --lengths N)."
-        )
+def _check_free(subject: Subject, part: Part, captured: Captured) -> None:
+    """Code that runs token by token in Python is captured for one length; no text can be generated with that."""
+    for symbol in part.free:
+        if all(dim.constant is not None for dim in _axes(captured, symbol)):
+            raise UnsupportedError(
+                f"{type(subject.reference.model).__name__} cannot be captured for any size of the axis {symbol}: its "
+                "code decides in Python by that size, as where it goes through a sequence token by token.\n"
+                "Remedy: export it for a task that is called once (--task feature-extraction --lengths N)."
+            )
 
 
 def _axes(captured: Captured, symbol: str) -> list[Dim]:

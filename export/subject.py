@@ -35,6 +35,7 @@ class Part:
     call: the model and named inputs to the tensors of `outputs`, in order.
     caches: pairs of an input and the output that takes its place in the next call.
     told: what ExecuTorch's runners ask of a model, by the names they use.
+    free: symbols of the inputs' axes that no size may take the place of.
     widen: makes the model ready for sequences twice as long, where its tables of positions grow with what it has seen.
     """
 
@@ -45,6 +46,7 @@ class Part:
     example: dict[str, torch.Tensor]
     caches: tuple[tuple[str, str], ...] = ()
     told: Mapping[str, int | list[int]] = field(default_factory=dict)
+    free: tuple[str, ...] = ()
     widen: Callable[[], None] | None = None
 
 
@@ -102,13 +104,15 @@ def checkpoint_subject(source: Source, max_length: int | None = None, lengths: S
     """
     model = source.load_model()
     parts, generation, speaker = None, {}, None
+    notes: tuple[str, ...] = ()
     if source.task.generates:
         from .generation import subject as generating
         from .generation.continuations import Speaker
 
         inputs = generating.generation_inputs(source, model, max_length, lengths)
-        reference = Reference(model, generating.whole, (TensorSpec("logits", "float32", inputs.specs[0].dims[:1]),))
-        parts = generating.parts_of(model, inputs)
+        route = generating.route_of(model, inputs)
+        reference = Reference(model, route.whole, (TensorSpec("logits", "float32", inputs.specs[0].dims[:1]),))
+        parts, notes = route.parts, route.notes
         generation = generating.generation_settings(source, model, inputs)
         speaker = Speaker(model, generation["context"])
     else:
@@ -147,7 +151,7 @@ def checkpoint_subject(source: Source, max_length: int | None = None, lengths: S
         preprocess=inputs.preprocess,
         postprocess=source.task.postprocess(source),
         card=source.card,
-        notes=inputs.notes,
+        notes=(*inputs.notes, *notes),
     )
 
 

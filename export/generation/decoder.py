@@ -18,6 +18,7 @@ from ...runtime.errors import UnsupportedError
 from ...runtime.manifest import Dim, TensorSpec
 from ..subject import Part
 from .cache import cache_tensors, fixed_cache, growing_cache, shifting_cache
+from .counting import CountedFrom
 
 # Tokens that are tried, and in which steps: one at once, several at once, and several behind others.
 _TRIED = (4, 1, 3)
@@ -27,6 +28,8 @@ _NEAR = 1e-3
 Tensors = dict[str, torch.Tensor]
 
 METHOD = "decoder"
+# Axes of a growing cache that stay axes.
+_FREE = ("sequence", "past")
 TOKENS, START, LOGITS = "input_ids", "start", "logits"
 
 
@@ -60,6 +63,16 @@ class Unread(torch.Tensor):
         return self.as_subclass(torch.Tensor) == other
 
     __hash__ = torch.Tensor.__hash__
+
+
+class NoCache(UnsupportedError):
+    """A model has no cache of keys and values, or another one."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__(
+            f"{type(model).__name__} keeps no keys and values between tokens, so there is no cache to export.\n"
+            "Remedy: export it for another task (--task feature-extraction)."
+        )
 
 
 class Decoder:
@@ -98,7 +111,7 @@ class Decoder:
             return self._call_growing(model, form, given[self.tokens], [given[name] for name, _ in names], given)
 
         outputs = (LOGITS, *(after for _, after in names))
-        return Part(METHOD, call, tuple(inputs), outputs, example, names, widen=self._widen(context))
+        return Part(METHOD, call, tuple(inputs), outputs, example, names, free=_FREE, widen=self._widen(context))
 
     def fixed(self, context: int) -> Part:
         """The cache as inputs and outputs of a constant length, of which the first `start` positions are filled."""
@@ -154,7 +167,9 @@ class Decoder:
         options = {self.mask: mask}
         if form.positions:
             options[self.positions] = (torch.arange(length) + start)[None]
-        return [self._logits(model, ids, cache, options, beside), *cache_tensors(cache)]
+        with CountedFrom(start):
+            logits = self._logits(model, ids, cache, options, beside)
+        return [logits, *cache_tensors(cache)]
 
     def _beside(self, batch: Dim, rows: int) -> list[tuple[TensorSpec, torch.Tensor]]:
         """What the decoder takes beside tokens and cache, with examples."""
@@ -183,15 +198,15 @@ class Decoder:
 
     def _layers(self) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
         if "past_key_values" not in self.parameters:
-            raise _no_cache(self.model)
+            raise NoCache(self.model)
         cache = growing_cache([])
         with torch.no_grad():
             try:
                 self.model(input_ids=self._tokens(), past_key_values=cache, use_cache=True, return_dict=True)
             except Exception as error:
-                raise _no_cache(self.model) from error
+                raise NoCache(self.model) from error
         if not len(cache):
-            raise _no_cache(self.model)
+            raise NoCache(self.model)
         return tuple(
             ((keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3]))
             for keys, values in zip(cache_tensors(cache)[::2], cache_tensors(cache)[1::2], strict=True)
@@ -277,10 +292,3 @@ class Decoder:
             for layer in range(len(self.layers))
             for kind in ("key", "value")
         )
-
-
-def _no_cache(model: torch.nn.Module) -> UnsupportedError:
-    return UnsupportedError(
-        f"{type(model).__name__} keeps no keys and values between tokens, so there is no cache to export.\n"
-        "Remedy: export it for another task (--task feature-extraction)."
-    )

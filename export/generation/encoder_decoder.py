@@ -6,7 +6,9 @@ needed no more; the decoder takes those beside its tokens and its cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import Cache, EncoderDecoderCache
@@ -20,6 +22,15 @@ from .decoder import Decoder, Tensors
 
 ENCODER = "encoder"
 MASK = "attention_mask"
+# Which of the encoder's positions the decoder attends to, where the model makes that of what the encoder reads.
+CROSS_MASK = "encoder_attention_mask"
+
+
+@dataclass
+class Encoded(BaseModelOutput):
+    """What an encoder gives. Some models look for a mask in it."""
+
+    attention_mask: torch.Tensor | None = None
 
 
 class EncoderDecoder(Decoder):
@@ -47,15 +58,17 @@ class EncoderDecoder(Decoder):
         self.example = dict(example)
         self.row = {name: value[:1].contiguous() for name, value in example.items()}
         self.start = start
-        with torch.no_grad():
+        with torch.no_grad(), crossing(model) as told:
             given = {self.tokens: torch.tensor([[start]])}
             result = model(**self.row, **given, use_cache=False, return_dict=True)
         states = result.encoder_last_hidden_state
         if states is None:
             raise _no_encoder(model)
         self.encoded, self.width = states.shape[1], states.shape[2]
+        self.vocabulary = result.logits.shape[-1]  # configurations keep it in many places
         # A mask of what the encoder read serves the decoder where it gives a position for each that it reads.
         self.has_mask = MASK in self.row and self.row[MASK].shape[1] == self.encoded
+        self.makes_mask = not self.has_mask and told.mask is not None and told.mask.shape == (1, self.encoded)
         super().__init__(model)
 
     # --- the encoder ------------------------------------------------------------------------------------------------
@@ -66,15 +79,18 @@ class EncoderDecoder(Decoder):
         def call(model: torch.nn.Module, given: Tensors) -> list[torch.Tensor]:
             return self._crossed(model, given)
 
-        return Part(ENCODER, call, self.inputs, tuple(self._cross_names()), self.example)
+        names = (*self._cross_names(), *([CROSS_MASK] if self.makes_mask else []))
+        return Part(ENCODER, call, self.inputs, names, self.example)
 
     def _crossed(self, model: torch.nn.Module, given: Tensors) -> list[torch.Tensor]:
         """The decoder is run on its first token, and only what it makes of the encoder's states is kept of that."""
         cache = EncoderDecoderCache(growing_cache([]), growing_cache([]))
         rows = next(iter(given.values())).shape[0]
         first = torch.full((rows, 1), self.start, dtype=torch.int64)
-        model(**given, **{self.tokens: first}, past_key_values=cache, use_cache=True, return_dict=True)
-        return cache_tensors(cache.cross_attention_cache)
+        with crossing(model) as told:
+            model(**given, **{self.tokens: first}, past_key_values=cache, use_cache=True, return_dict=True)
+        mask = [told.mask.to(torch.int64)] if self.makes_mask and told.mask is not None else []
+        return [*cache_tensors(cache.cross_attention_cache), *mask]
 
     # --- the decoder ------------------------------------------------------------------------------------------------
 
@@ -104,7 +120,11 @@ class EncoderDecoder(Decoder):
             found.append((TensorSpec(name, "float32", dims), tensor.expand(rows, -1, -1, -1).contiguous()))
         if self.has_mask:
             mask = self.row[MASK].expand(rows, -1).contiguous()
-            found.append((TensorSpec(MASK, "int64", (batch, axis)), mask))
+            found.append((TensorSpec(MASK, str(mask.dtype).removeprefix("torch."), (batch, axis)), mask))
+        if self.makes_mask:
+            found.append(
+                (TensorSpec(CROSS_MASK, "int64", (batch, axis)), torch.ones(rows, self.encoded).to(torch.int64))
+            )
         return found
 
     def _encoded_axis(self) -> Dim:
@@ -128,23 +148,48 @@ class EncoderDecoder(Decoder):
         # Of the encoder's states nothing is read but how many there are.
         states = torch.zeros(ids.shape[0], cross[0].shape[2], self.width)
         given = {MASK: beside[MASK]} if self.has_mask else {}
-        result = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            **given,
-            **{self.tokens: ids},
-            past_key_values=EncoderDecoderCache(cache, growing_cache(cross)),
-            use_cache=True,
-            return_dict=True,
-            **{name: value for name, value in options.items() if name in self.parameters},
-        )
+        with crossing(model, beside.get(CROSS_MASK)):
+            result = model(
+                encoder_outputs=Encoded(last_hidden_state=states),
+                **given,
+                **{self.tokens: ids},
+                past_key_values=EncoderDecoderCache(cache, growing_cache(cross)),
+                use_cache=True,
+                return_dict=True,
+                **{name: value for name, value in options.items() if name in self.parameters},
+            )
         return result.logits[:, -1:]
 
     def _whole(self, ids: torch.Tensor) -> torch.Tensor:
         return self.model(**self.row, **{self.tokens: ids}, use_cache=False, return_dict=True).logits
 
     def _vocabulary(self) -> int:
-        config = self.model.config
-        return getattr(config, "decoder", config).vocab_size if not hasattr(config, "vocab_size") else config.vocab_size
+        return self.vocabulary
+
+
+@dataclass
+class Told:
+    """What a decoder was told of the encoder's positions: the mask of those to attend to, (batch, encoded)."""
+
+    mask: torch.Tensor | None = None
+
+
+@contextlib.contextmanager
+def crossing(model: torch.nn.Module, mask: torch.Tensor | None = None) -> Iterator[Told]:
+    """See the mask that the model gives its decoder for the encoder's positions; with `mask`, give it this one."""
+    told = Told()
+
+    def before(module: torch.nn.Module, args: tuple[object, ...], given: dict[str, object]) -> object:
+        seen = given.get(CROSS_MASK)
+        told.mask = seen if isinstance(seen, torch.Tensor) else None
+        return None if mask is None else (args, {**given, CROSS_MASK: mask})
+
+    decoder: torch.nn.Module = model.get_decoder()
+    handle = decoder.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield told
+    finally:
+        handle.remove()
 
 
 def _no_encoder(model: torch.nn.Module) -> UnsupportedError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from ...runtime.errors import RequestError
 from ...runtime.golden import DECODER_IDS
 from ..inputs import Inputs, make_inputs
 from ..inputs.generation import prompt_inputs, with_decoder
+from ..reference import Call
 from ..source import Source
 from ..subject import STATIC, Part
-from .decoder import Decoder
+from .decoder import Decoder, NoCache
 from .encoder_decoder import EncoderDecoder
 from .languages import languages_of
+from .uncached import Uncached
 
 # A decoder's context where neither the user nor the model says.
 _USUAL_CONTEXT = 448
@@ -37,22 +40,44 @@ def generation_inputs(
     return with_decoder(base, source, first_token(model), context_of(model, base))
 
 
-def whole(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The logits at the last positions, without a cache: what the stepping of artifacts is compared with."""
-    result = model(**inputs, use_cache=False, return_dict=True)
-    return [result.logits[:, -COMPARED:]]
+@dataclass(frozen=True)
+class Route:
+    """How a model is exported to generate.
+
+    Attributes:
+        whole: the logits at the last positions, without a cache: what the stepping of artifacts is compared with.
+        parts: what is captured, by how a cache is kept.
+        notes: what its user should know.
+    """
+
+    whole: Call
+    parts: Callable[[str], tuple[Part, ...]]
+    notes: tuple[str, ...] = ()
 
 
-def parts_of(model: torch.nn.Module, inputs: Inputs) -> Callable[[str], tuple[Part, ...]]:
-    """What is captured, by how a cache is kept."""
+def route_of(model: torch.nn.Module, inputs: Inputs) -> Route:
+    """An encoder and a decoder, a decoder alone, or one that has no cache."""
     context = context_of(model, inputs)
     if is_encoder_decoder(model):
         specs = tuple(spec for spec in inputs.specs if spec.name != DECODER_IDS)
         example = {spec.name: _rows(inputs.example[spec.name]) for spec in specs}
         both = EncoderDecoder(model, specs, example, first_token(model))
-        return lambda cache: (both.encoder(), both.fixed(context) if cache == STATIC else both.growing(context))
-    alone = Decoder(model)
-    return lambda cache: (alone.fixed(context) if cache == STATIC else alone.growing(context),)
+        return Route(
+            _at_once,
+            lambda cache: (both.encoder(), both.fixed(context) if cache == STATIC else both.growing(context)),
+        )
+    try:
+        alone = Decoder(model)
+    except NoCache:
+        uncached = Uncached(model)
+        note = f"{type(model).__name__} keeps no keys and values: for each token the whole sequence is run again."
+        return Route(uncached.whole, lambda cache: (uncached.part(context),), (note,))
+    return Route(_at_once, lambda cache: (alone.fixed(context) if cache == STATIC else alone.growing(context),))
+
+
+def _at_once(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    result = model(**inputs, use_cache=False, return_dict=True)
+    return [result.logits[:, -COMPARED:]]
 
 
 def _rows(value: torch.Tensor) -> torch.Tensor:

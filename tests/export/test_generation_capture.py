@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 import torch
 from palmtop.export import hf
+from palmtop.export.build import capture_methods
 from palmtop.export.capture import Captured, Method, capture
-from palmtop.export.generation.decoder import Decoder
+from palmtop.export.generation.decoder import Decoder, NoCache
 from palmtop.export.generation.states import can_keep, into_states
+from palmtop.export.generation.uncached import Uncached
 from palmtop.export.precision import half_precision
+from palmtop.export.reference import Reference
+from palmtop.export.subject import Subject
 from palmtop.export.targets import Options, get_target
 from palmtop.runtime.backends.executorch_file import constants
 from palmtop.runtime.backends.onnx_file import operations
 from palmtop.runtime.errors import UnsupportedError
 from palmtop.runtime.generation.decoder import Decoder as Runner
+from palmtop.runtime.manifest import ModelSource
 from palmtop.runtime.session import Session
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -240,10 +245,41 @@ def test_a_growing_cache_is_no_state():
     assert not can_keep(captured_of("llama", "growing"))
 
 
-def test_a_model_without_keys_and_values_is_refused():
-    config = AutoConfig.for_model("xlnet", vocab_size=61, d_model=16, n_layer=1, n_head=2, d_inner=16)
-    with pytest.raises(UnsupportedError, match="keeps no keys and values"):
-        Decoder(AutoModelForCausalLM.from_config(config).eval())
+def test_a_model_without_keys_and_values_has_no_cached_route():
+    with pytest.raises(NoCache, match="keeps no keys and values"):
+        Decoder(xlnet())
+
+
+def test_a_model_without_keys_and_values_reads_the_whole_sequence_for_each_token(tmp_path):
+    model, ids = xlnet(), tokens()
+    uncached = Uncached(model)
+    part = uncached.part(CONTEXT)
+    captured = capture(Method(model, part.call), part.example, part.inputs, part.outputs, trace=hf.trace)
+    target = get_target("onnx")
+    artifact = target.plan(dataclasses.replace(captured, method=part.method), Options())
+    target.lower(captured, artifact, "id", tmp_path / artifact.path)
+
+    conversation = Runner(Session.open(tmp_path, artifact, "id", threads=1)).start()
+    found = [conversation.feed(ids[:, :5])[0]]
+    found += [conversation.feed(ids[:, start : start + 1])[0] for start in range(5, ids.shape[1])]
+
+    # The token to predict is behind the others, where nothing attends to it; from Transformers' own documentation.
+    ahead = torch.from_numpy(np.concatenate([ids, [[0]]], axis=1))
+    hidden = torch.zeros(1, ahead.shape[1], ahead.shape[1])
+    hidden[:, :, -1] = 1
+    asked = torch.zeros(1, 1, ahead.shape[1])
+    asked[0, 0, -1] = 1
+    wanted = model(input_ids=ahead, perm_mask=hidden, target_mapping=asked).logits[0, 0]
+    assert distance(found[-1], wanted.numpy()) < NOISE["fp32"]
+    whole = uncached.whole(model, {"input_ids": torch.from_numpy(ids)})[0][0].numpy()
+    assert distance(np.stack(found[-len(whole) :]), whole) < NOISE["fp32"]
+
+
+@cache
+def xlnet() -> torch.nn.Module:
+    torch.manual_seed(3)
+    config = AutoConfig.for_model("xlnet", vocab_size=61, d_model=16, n_layer=2, n_head=2, d_inner=16)
+    return AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
 
 
 def test_in_fp16_the_cache_is_of_halves_and_angles_are_exact():
@@ -259,3 +295,25 @@ def test_in_fp16_the_cache_is_of_halves_and_angles_are_exact():
     while value.meta["val"].dtype != torch.int64:  # back to the positions
         assert value.meta["val"].dtype == torch.float32
         value = value.all_input_nodes[0]
+
+
+def test_a_program_for_one_length_alone_generates_nothing():
+    config = AutoConfig.for_model(
+        "mamba", vocab_size=61, hidden_size=16, state_size=4, num_hidden_layers=1, time_step_rank=4
+    )
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+    part = Uncached(model).part(CONTEXT)
+    subject = Subject(
+        info=ModelSource("mamba", None, "", "MambaForCausalLM"),
+        task="text-generation",
+        reference=Reference(model, part.call, ()),
+        inputs=part.inputs,
+        example=part.example,
+        trace=hf.trace,
+        cases=list,
+        golden=list,
+        calibration=lambda _: [],
+        parts=lambda _: (part,),
+    )
+    with pytest.raises(UnsupportedError, match="any size of the axis sequence"):
+        capture_methods(subject)
