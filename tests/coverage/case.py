@@ -1,6 +1,6 @@
 """One pair of model type and task: a tiny checkpoint, exported, executed and verified against eager PyTorch.
 
-    python -m tests.coverage.case MODEL_TYPE TASK [TARGET ...]      one pair, in this process
+    python -m tests.coverage.case MODEL_TYPE TASK [TARGET ...] [--true-shapes]     one pair, in this process
     python -m tests.coverage.case --serve                           pairs from standard input, each in a fork
 
 Serving imports torch, Transformers and the exporters once; each pair still has a process of its own, with limits.
@@ -32,7 +32,7 @@ _TITLES = {"onnx": "ONNX", "coreml": "Core ML", "executorch": "ExecuTorch"}
 _EXITS = {1: "mismatch", 2: "error", 3: "error", 4: "refused"}
 
 
-def run(model_type: str, task: str, targets: Sequence[str] = TARGETS) -> dict[str, Any]:
+def run(model_type: str, task: str, targets: Sequence[str] = TARGETS, true_shapes: bool = False) -> dict[str, Any]:
     """What came of a pair: the checkpoint, and of each target its status, with a reason where it is not `verified`."""
     from .checkpoints import NoModel, make_checkpoint
 
@@ -41,7 +41,7 @@ def run(model_type: str, task: str, targets: Sequence[str] = TARGETS) -> dict[st
     with tempfile.TemporaryDirectory(prefix="palmtop-coverage-") as place:
         folder = Path(place)
         try:
-            made = make_checkpoint(folder / "checkpoint", model_type, task)
+            made = make_checkpoint(folder / "checkpoint", model_type, task, true_shapes=true_shapes)
         except NoModel as error:
             result["targets"] = {target: _missed("no checkpoint", error) for target in targets}
             return result
@@ -173,7 +173,7 @@ def _child(asked: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = Path(asked["path"])
     with _quiet():
-        result = run(asked["model_type"], asked["task"], asked["targets"])
+        result = run(asked["model_type"], asked["task"], asked["targets"], asked.get("true_shapes", False))
     used = resource.getrusage(resource.RUSAGE_SELF)
     result["cpu_seconds"] = round(used.ru_utime + used.ru_stime, 1)
     aside = path.with_suffix(".part")
@@ -202,4 +202,6 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--serve"]:
         serve()
     else:
-        print(json.dumps(run(sys.argv[1], sys.argv[2], sys.argv[3:] or TARGETS), indent=1))
+        named = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+        found = run(named[0], named[1], named[2:] or TARGETS, true_shapes="--true-shapes" in sys.argv)
+        print(json.dumps(found, indent=1))

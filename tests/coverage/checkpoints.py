@@ -25,7 +25,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .processors import image_size, make_feature_extractor, make_image_processor, parts
-from .shrink import FAMILIES, default_config, shrink
+from .shrink import FAMILIES, TRUE_SHAPES, default_config, shrink
 from .tokenizers import make_tokenizer
 
 # Task: the classes that do it, the first that knows a type is taken.
@@ -65,7 +65,7 @@ _LABELLED = (
     "semantic-segmentation",
     "image-segmentation",
 )
-MAX_LENGTH = 64
+MAX_LENGTH, TRUE_LENGTH = 64, 512
 # Outputs must vary this much over two inputs, as a share of their own size, and be of a size that fp16 can hold.
 _LEAST_CHANGE, _LARGEST = 0.003, 1000.0
 # What is beyond this was masked by the model (words of the question, in some question answering).
@@ -95,8 +95,8 @@ class Made:
     gain: float
 
 
-def make_checkpoint(folder: Path, model_type: str, task: str, seed: int = 0) -> Made:
-    """Write a tiny checkpoint to a folder.
+def make_checkpoint(folder: Path, model_type: str, task: str, seed: int = 0, true_shapes: bool = False) -> Made:
+    """Write a small checkpoint to a folder; with `true_shapes` two layers of the type's default shapes, and its tables.
 
     Raises:
         NoModel: Transformers has no model of this type for the task, or nothing makes one run.
@@ -112,13 +112,14 @@ def make_checkpoint(folder: Path, model_type: str, task: str, seed: int = 0) -> 
     if takes & {"input_ids", "decoder_input_ids"} or task == "automatic-speech-recognition":
         with tempfile.TemporaryDirectory() as files:
             spoken = next((part.model_type for part in parts(config) if _has_tokenizer(part)), model_type)
-            tokenizer = make_tokenizer(spoken, Path(files), MAX_LENGTH, generative, letters="CTC" in auto)
+            length = TRUE_LENGTH if true_shapes else MAX_LENGTH
+            tokenizer = make_tokenizer(spoken, Path(files), length, generative, letters="CTC" in auto)
             _finish_tokenizer(tokenizer, task)
             tokenizer.save_pretrained(folder)
     settings = _settings(config, task, tokenizer)
     error: Exception | None = None
-    rows = _rows(tokenizer) if tokenizer is not None else None
-    for keep, width in _strategies():
+    rows = _rows(tokenizer) if tokenizer is not None and not true_shapes else None
+    for keep, width in [(TRUE_SHAPES, 1)] if true_shapes else _strategies():
         try:
             small = shrink(config, rows, keep, settings, width)
             _fit_tokens(small, tokenizer)

@@ -19,6 +19,8 @@ from transformers import PretrainedConfig
 
 # What can be left at the default when a model does not take it smaller, in the order in which that is tried.
 FAMILIES = ("other", "heads", "positions", "image", "lists", "widths", "layers")
+# What stays for layers of the published shapes: fewer of them is all that is made smaller.
+TRUE_SHAPES = ("other", "heads", "positions", "image", "widths")
 
 WIDTH = 32
 HEAD = 8
@@ -252,7 +254,7 @@ def _list(name: str, value: list[Any], ratio: float, keep: set[str], depth: tupl
         return [min(entry, index + 1) for index, entry in enumerate(value)]
     if re.search(r"image_size$|^(train|eval)_size$", name) and "image" not in keep:
         return [min(entry, IMAGE) for entry in value]
-    if _PIECEWISE.search(name):
+    if _PIECEWISE.search(name) and "other" not in keep:
         return [min(entry, 8) for entry in value]
     if "widths" not in keep and is_width(name):
         return [divided(entry, ratio) if entry >= 16 else entry for entry in value]
