@@ -6,20 +6,46 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .case import TARGETS
 
 _TITLES = {"onnx": "ONNX", "coreml": "Core ML", "executorch": "ExecuTorch"}
-_HEAD = """# Coverage
-
-`make coverage` makes this page. For each pair of architecture and task it builds a tiny checkpoint from the
-configuration class (every size made small, random weights that give lively outputs), exports it with
+_HOW = """exports it with
 `palmtop export`, executes each artifact on this machine (Core ML by palmtop's interpreter) and compares it with
 the unpatched eager model on inputs other than the traced one. A tick means that all of that held. Misses are listed
 with what the user is told.
 """
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of pairs: the name of its results and pages, the file with its pairs, and what its page says first."""
+
+    name: str
+    pairs: str
+    head: str
+
+
+COVERAGE = Table(
+    "coverage",
+    "pairs.json",
+    f"""# Coverage
+
+`make coverage` makes this page. For each pair of architecture and task it builds a tiny checkpoint from the
+configuration class (every size made small, random weights that give lively outputs), {_HOW}""",
+)
+PAPER = Table(
+    "coverage-paper",
+    "paper.json",
+    f"""# The Transformers paper's table, at the shapes of its layers
+
+`make coverage COVERAGE=--true-shapes` makes this page. For each pair of architecture and task it builds a checkpoint
+of two layers that have the sizes of the configuration class's defaults, which are those of a published model (widths,
+heads, positions, vocabulary; random weights that give lively outputs), {_HOW}""",
+)
 
 
 def counts(results: Sequence[dict[str, Any]]) -> dict[str, tuple[int, int]]:
@@ -33,10 +59,10 @@ def counts(results: Sequence[dict[str, Any]]) -> dict[str, tuple[int, int]]:
     }
 
 
-def write_report(results: Sequence[dict[str, Any]], total: int, folder: Path) -> None:
+def write_report(results: Sequence[dict[str, Any]], total: int, folder: Path, table: Table = COVERAGE) -> None:
     """Write both files; `total`: how many pairs there are, run or not."""
     folder.mkdir(exist_ok=True)
-    (folder / "coverage.md").write_text(_page(results, total), encoding="utf-8")
+    (folder / f"{table.name}.md").write_text(_page(results, total, table), encoding="utf-8")
     plain = [
         {
             "model_type": result["model_type"],
@@ -51,7 +77,9 @@ def write_report(results: Sequence[dict[str, Any]], total: int, folder: Path) ->
     ]
     verified = {target: done for target, (done, _) in counts(results).items()}
     document = {"pairs": total, "verified": verified, "results": plain}
-    (folder / "coverage.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / f"{table.name}.json").write_text(
+        json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def short_reason(entry: dict[str, Any]) -> str:
@@ -70,8 +98,8 @@ def _status(result: dict[str, Any], target: str) -> str:
     return result["targets"].get(target, {}).get("status", "not run")
 
 
-def _page(results: Sequence[dict[str, Any]], total: int) -> str:
-    lines = [_HEAD, "| | " + " | ".join(_TITLES[t] for t in TARGETS) + " |", "| --- |" + " ---: |" * len(TARGETS)]
+def _page(results: Sequence[dict[str, Any]], total: int, table: Table) -> str:
+    lines = [table.head, "| | " + " | ".join(_TITLES[t] for t in TARGETS) + " |", "| --- |" + " ---: |" * len(TARGETS)]
     shares = [f"**{done} of {total} ({done / max(total, 1):.1%})**" for done, _ in counts(results).values()]
     lines.append("| all pairs | " + " | ".join(shares) + " |")
     ran = [f"{known} run, {total - known} not yet" for _, known in counts(results).values()]

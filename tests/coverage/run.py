@@ -1,9 +1,10 @@
 """`make coverage`: which pairs of architecture and task export and verify, in each format.
 
     python -m tests.coverage.run [--only bert,vit] [--tasks fill-mask] [--targets onnx] [--failed] [--again]
+    python -m tests.coverage.run --true-shapes      the Transformers paper's table, with layers of the published shapes
 
-Results lie in build/coverage, one file a pair, and stay there: an interrupted run goes on where it was. From all of
-them come docs/coverage.md and docs/coverage.json.
+Results lie in build/coverage (or build/coverage-paper), one file a pair, and stay there: an interrupted run goes on
+where it was. From all of them come docs/coverage.md and docs/coverage.json (or docs/coverage-paper.*).
 """
 
 from __future__ import annotations
@@ -21,11 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .case import SECONDS, TARGETS
-from .report import counts, write_report
+from .report import COVERAGE, PAPER, Table, counts, write_report
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "build" / "coverage"
-PAIRS = Path(__file__).with_name("pairs.json")
 
 
 class Worker:
@@ -56,15 +55,17 @@ class Worker:
 
 def main() -> int:
     options = _options()
-    pairs = dict(json.loads(options.pairs.read_text(encoding="utf-8"))["pairs"].items())
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    table = PAPER if options.true_shapes else COVERAGE
+    known = options.pairs or Path(__file__).with_name(table.pairs)
+    pairs = dict(json.loads(known.read_text(encoding="utf-8"))["pairs"].items())
+    place(table, "", "").parent.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     chosen = [
         (kind, task)
         for kind, task in _by_breadth(pairs)
         if (not options.only or kind in options.only) and (not options.tasks or task in options.tasks)
     ]
-    todo = [pair for pair in chosen if _wanted(pair, options)]
+    todo = [pair for pair in chosen if _wanted(place(table, *pair), options)]
     console.print(f"{len(chosen)} pairs, {len(todo)} to run, {options.jobs} at a time")
     local = threading.local()
     workers: list[Worker] = []
@@ -73,10 +74,11 @@ def main() -> int:
         if not hasattr(local, "worker"):
             local.worker = Worker()
             workers.append(local.worker)
-        path = place(*pair)
+        path = place(table, *pair)
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         path.unlink(missing_ok=True)
         asked = {"model_type": pair[0], "task": pair[1], "targets": list(options.targets)}
+        asked["true_shapes"] = options.true_shapes
         local.worker.run({**asked, "path": str(path), "seconds": options.seconds})
         result = json.loads(path.read_text(encoding="utf-8"))
         result["commit"] = commit
@@ -103,9 +105,10 @@ def main() -> int:
     for worker in workers:
         worker.close()
     everything = [(kind, task) for kind, tasks in pairs.items() for task in tasks]
-    results = [json.loads(place(*pair).read_text(encoding="utf-8")) for pair in everything if place(*pair).is_file()]
+    files = [place(table, *pair) for pair in everything]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.is_file()]
     if options.report:
-        write_report(results, len(everything), ROOT / "docs")
+        write_report(results, len(everything), ROOT / "docs", table)
     for target, (done, known) in counts(results).items():
         share = done / len(everything) if everything else 0
         console.print(f"{target}: {done} of {len(everything)} verified ({share:.1%}), {known} run")
@@ -118,13 +121,12 @@ def _by_breadth(pairs: dict[str, list[str]]) -> list[tuple[str, str]]:
     return [(kind, task) for _, kind, task in sorted(placed, key=lambda entry: entry[0])]
 
 
-def place(model_type: str, task: str) -> Path:
+def place(table: Table, model_type: str, task: str) -> Path:
     """Where the result of a pair lies."""
-    return RESULTS / f"{model_type}--{task}.json"
+    return ROOT / "build" / table.name / f"{model_type}--{task}.json"
 
 
-def _wanted(pair: tuple[str, str], options: argparse.Namespace) -> bool:
-    path = place(*pair)
+def _wanted(path: Path, options: argparse.Namespace) -> bool:
     if options.again or not path.is_file():
         return True
     known = json.loads(path.read_text(encoding="utf-8"))["targets"]
@@ -139,7 +141,8 @@ def _options() -> argparse.Namespace:
     def names(text: str) -> list[str]:
         return [name for name in text.split(",") if name]
 
-    parser.add_argument("--pairs", type=Path, default=PAIRS, help="a JSON file with `pairs` (default: the table's)")
+    parser.add_argument("--pairs", type=Path, help="a JSON file with `pairs` (default: the table's)")
+    parser.add_argument("--true-shapes", action="store_true", help="two layers of the published shapes, for few pairs")
     parser.add_argument("--only", type=names, default=[], help="model types, with commas")
     parser.add_argument("--tasks", type=names, default=[], help="tasks, with commas")
     parser.add_argument("--targets", type=names, default=list(TARGETS), help="formats, with commas")
