@@ -114,7 +114,7 @@ def checkpoint_subject(source: Source, max_length: int | None = None, lengths: S
         reference = Reference(model, route.whole, (TensorSpec("logits", "float32", inputs.specs[0].dims[:1]),))
         parts, notes = route.parts, route.notes
         generation = generating.generation_settings(source, model, inputs)
-        speaker = Speaker(model, generation["context"])
+        speaker = Speaker(model, generation["context"], route.options)
     else:
         inputs = make_inputs(source, _fed(source, model), max_length, lengths)
         reference = reference_of(source, model, inputs)

@@ -25,10 +25,12 @@ class Speaker:
 
     Args:
         context: how many tokens the decoder holds.
+        options: for `generate`, beside those that make it greedy.
     """
 
-    def __init__(self, model: torch.nn.Module, context: int):
+    def __init__(self, model: torch.nn.Module, context: int, options: Mapping[str, bool] | None = None):
         self.model = model
+        self.options = dict(options or {})
         self.context = context
         large = sum(parameter.numel() for parameter in model.parameters()) > _LARGE
         self.inputs, self.tokens = (_INPUTS_OF_LARGE, _TOKENS_OF_LARGE) if large else (_INPUTS, _TOKENS)
@@ -70,6 +72,7 @@ class Speaker:
         if room < 1:
             return None
         options = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": room}
+        options |= self.options
         try:
             with torch.no_grad(), quiet_transformers():
                 found = GenerationMixin.generate(

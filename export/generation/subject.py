@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,11 +48,13 @@ class Route:
         whole: the logits at the last positions, without a cache: what the stepping of artifacts is compared with.
         parts: what is captured, by how a cache is kept.
         notes: what its user should know.
+    options: what `model.generate` must be told to generate in the same way.
     """
 
     whole: Call
     parts: Callable[[str], tuple[Part, ...]]
     notes: tuple[str, ...] = ()
+    options: dict[str, bool] = field(default_factory=dict)
 
 
 def route_of(model: torch.nn.Module, inputs: Inputs) -> Route:
@@ -71,7 +73,7 @@ def route_of(model: torch.nn.Module, inputs: Inputs) -> Route:
     except NoCache:
         uncached = Uncached(model)
         note = f"{type(model).__name__} keeps no keys and values: for each token the whole sequence is run again."
-        return Route(uncached.whole, lambda cache: (uncached.part(context),), (note,))
+        return Route(uncached.whole, lambda cache: (uncached.part(context),), (note,), uncached.options)
     return Route(_at_once, lambda cache: (alone.fixed(context) if cache == STATIC else alone.growing(context),))
 
 

@@ -27,6 +27,9 @@ class Uncached:
     def __init__(self, model: torch.nn.Module):
         self.model = model
         self.parameters = inspect.signature(model.forward).parameters
+        # XLNet has a name of its own for what it keeps, which is no cache of keys and values.
+        unused = {"use_mems": False} if "use_mems" in self.parameters else {}
+        self.options = {"use_cache": False, **unused}
         self._check()
 
     def part(self, context: int) -> Part:
@@ -48,13 +51,9 @@ class Uncached:
 
     def next(self, model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
         """The logits of what follows a sequence, (batch, 1, vocabulary)."""
-        prepared = model.prepare_inputs_for_generation(ids, use_cache=False, **self._unused())
+        prepared = model.prepare_inputs_for_generation(ids, **self.options)
         given = {name: value for name, value in prepared.items() if name in self.parameters and value is not None}
         return model(**given, return_dict=True).logits[:, -1:]
-
-    def _unused(self) -> dict[str, bool]:
-        """XLNet has a name of its own for its cache, which is no cache of keys and values."""
-        return {"use_mems": False} if "use_mems" in self.parameters else {}
 
     def _check(self) -> None:
         """That the model runs so, and says the same twice."""
