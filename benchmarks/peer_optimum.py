@@ -1,6 +1,6 @@
 """Runs in the environment of optimum (see peers.py): a checkpoint as ONNX, in the forms that optimum offers for a CPU.
 
-    peer_optimum.py CHECKPOINT FOLDER
+    peer_optimum.py CHECKPOINT FOLDER [TASK]
 
 The last line printed is a JSON document: graph name -> file, and versions. Existing graphs are not made again.
 """
@@ -18,16 +18,24 @@ def main() -> None:
     source, folder = Path(sys.argv[1]), Path(sys.argv[2])
     import optimum.onnxruntime.quantization as quantization
     from onnx import TensorProto
-    from optimum.onnxruntime import AutoQuantizationConfig, ORTModelForFeatureExtraction, ORTOptimizer, ORTQuantizer
+    from optimum.onnxruntime import (
+        AutoQuantizationConfig,
+        ORTModelForFeatureExtraction,
+        ORTModelForSequenceClassification,
+        ORTOptimizer,
+        ORTQuantizer,
+    )
     from optimum.onnxruntime.configuration import AutoOptimizationConfig
 
+    classifies = sys.argv[3:] == ["text-classification"]
+    kind = ORTModelForSequenceClassification if classifies else ORTModelForFeatureExtraction
     graphs = {"fp32": folder / "plain" / "model.onnx"}
     if not graphs["fp32"].exists():
-        ORTModelForFeatureExtraction.from_pretrained(source, export=True).save_pretrained(folder / "plain")
+        kind.from_pretrained(source, export=True).save_pretrained(folder / "plain")
     for level in ("O2", "O3"):  # O3 is O2 with an approximation of GELU; O4 is for GPUs
         graphs[f"fp32 {level}"] = folder / level / "model_optimized.onnx"
         if not graphs[f"fp32 {level}"].exists():
-            model = ORTModelForFeatureExtraction.from_pretrained(folder / "plain")
+            model = kind.from_pretrained(folder / "plain")
             config = getattr(AutoOptimizationConfig, level)()
             ORTOptimizer.from_pretrained(model).optimize(save_dir=folder / level, optimization_config=config)
     # onnxruntime's quantizer does not infer types behind fused operations; all of them here give fp32.

@@ -1,4 +1,4 @@
-"""Line plots as SVG, so that the benchmarks need no plotting library."""
+"""Line and bar plots as SVG, so that the benchmarks need no plotting library."""
 
 from __future__ import annotations
 
@@ -39,6 +39,32 @@ def lines(title: str, across: str, series: Mapping[str, Sequence[tuple[float, fl
         parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{color}"/>' for x, y in drawn]
         height = _TOP + 14 + 18 * number
         parts.append(f'<text x="{_LEFT + wide + 12}" y="{height}" fill="{color}">{escape(name)}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def bars(title: str, kinds: Sequence[str], series: Mapping[str, Sequence[float]]) -> str:
+    """Horizontal bars from 0: for each name, one for each kind, in the colour of the kind, its value beside it."""
+    left, wide, thick = 260, 320, 15
+    step = thick * len(kinds) + 10
+    height = 60 + step * len(series)
+    top = max((value for values in series.values() for value in values), default=1.0)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" '
+        'font-size="12">',
+        f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
+        f'<text x="12" y="20" font-weight="bold">{escape(title)}</text>',
+    ]
+    for number, kind in enumerate(kinds):
+        parts.append(f'<text x="{left + 130 * number}" y="42" fill="{_COLORS[number]}">{escape(kind)}</text>')
+    for row, (name, values) in enumerate(series.items()):
+        y = 54 + step * row
+        middle = y + thick * len(kinds) / 2 + 4
+        parts.append(f'<text x="{left - 8}" y="{middle}" text-anchor="end">{escape(name)}</text>')
+        for number, value in enumerate(values):
+            at, length = y + thick * number, round(wide * value / top, 1)
+            color = _COLORS[number]
+            parts.append(f'<rect x="{left}" y="{at}" width="{length}" height="{thick - 2}" fill="{color}"/>')
+            parts.append(f'<text x="{left + length + 5}" y="{at + thick - 4}">{value:.3g}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
