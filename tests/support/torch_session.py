@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 from palmtop.runtime.manifest import Artifact, Dim, Manifest, ModelSource, TensorSpec, TokenizerSpec
-from palmtop.runtime.pipelines import PIPELINES, Pipeline, make_pipeline
+from palmtop.runtime.pipelines import Pipeline, make_pipeline, pipeline_of
 from palmtop.runtime.session import Session
 from palmtop.runtime.tokenizer import Tokenizer
 
@@ -88,7 +88,7 @@ def torch_pipeline(
     """A palmtop pipeline over a checkpoint, executed by PyTorch; the artifact's axes are as given."""
     spec = spec or tokenizer_spec(folder)
     model = load_model(folder, task)
-    outputs = PIPELINES[task].outputs
+    outputs = pipeline_of(task).outputs
     dims = (batch, choices, sequence) if task == "multiple-choice" else (batch, sequence)
     artifact = Artifact(
         target="torch",

@@ -5,7 +5,8 @@ import pytest
 import sentence_transformers
 from palmtop.runtime.errors import RequestError
 from palmtop.runtime.manifest import Dim
-from palmtop.runtime.pipelines import SentenceSimilarity, pipeline_class
+from palmtop.runtime.pipelines import pipeline_class
+from palmtop.runtime.pipelines.sentence_similarity import SentenceSimilarity
 
 from ...support.torch_session import torch_pipeline
 from .common import KINDS, LONG_TEXT, TEXTS, reference
