@@ -10,16 +10,14 @@ one newline at the end), so the same checkpoint, options and tool versions give 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from .errors import DamagedError
+from .schema import fault
 
 SCHEMA_VERSION = 1
 MIN_READER_VERSION = 1
@@ -275,10 +273,12 @@ class Manifest:
                 f"{where} needs a reader of schema version {needed}; this palmtop reads up to {SCHEMA_VERSION}. "
                 "Upgrade palmtop, or export the bundle again with this version."
             )
-        error = jsonschema.exceptions.best_match(_validator().iter_errors(data))
-        if error is not None:
-            at = "/".join(map(str, error.absolute_path)) or "the top level"
-            raise DamagedError(f"{where} is not a valid palmtop manifest: {error.message[:300]} (at {at}).")
+        wrong = fault(manifest_schema(), data)
+        if wrong is not None:
+            message, at = wrong
+            raise DamagedError(
+                f"{where} is not a valid palmtop manifest: {message[:300]} (at {at or 'the top level'})."
+            )
         manifest = cls(
             source=ModelSource(**data["source"]),
             task=data["task"],
@@ -329,11 +329,6 @@ def canonical_json(value: Any) -> str:
 def manifest_schema() -> dict[str, Any]:
     """The published JSON Schema (draft 2020-12) of `manifest.json`."""
     return json.loads((Path(__file__).with_name("manifest.schema.json")).read_text(encoding="utf-8"))
-
-
-@functools.cache
-def _validator() -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(manifest_schema())
 
 
 def _plain(value: Any) -> Any:

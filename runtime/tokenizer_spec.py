@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from .errors import DamagedError
+from .schema import fault
 
 SPEC_VERSION = 1
 SPEC_NAME = "tokenizer_spec.json"
@@ -18,11 +16,6 @@ SPEC_NAME = "tokenizer_spec.json"
 def tokenizer_spec_schema() -> dict[str, Any]:
     """The published JSON Schema (draft 2020-12) of `tokenizer_spec.json`."""
     return json.loads(Path(__file__).with_name("tokenizer_spec.schema.json").read_text(encoding="utf-8"))
-
-
-@functools.cache
-def _validator() -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(tokenizer_spec_schema())
 
 
 def check_tokenizer_spec(data: Any, where: str = SPEC_NAME) -> dict[str, Any]:
@@ -39,10 +32,12 @@ def check_tokenizer_spec(data: Any, where: str = SPEC_NAME) -> dict[str, Any]:
             f"{where} is of version {version}; this palmtop reads up to {SPEC_VERSION}. "
             "Upgrade palmtop, or export the bundle again with this version."
         )
-    error = jsonschema.exceptions.best_match(_validator().iter_errors(_shortened(data)))
-    if error is not None:
-        at = "/".join(map(str, error.absolute_path)) or "the top level"
-        raise DamagedError(f"{where} is not a valid tokenizer specification: {error.message[:300]} (at {at}).")
+    wrong = fault(tokenizer_spec_schema(), _shortened(data))
+    if wrong is not None:
+        message, at = wrong
+        raise DamagedError(
+            f"{where} is not a valid tokenizer specification: {message[:300]} (at {at or 'the top level'})."
+        )
     return data
 
 
