@@ -76,6 +76,15 @@ def texts_of(count: int, checkpoint: Path) -> list[Text]:
     return [Text(text, size) for text, size in zip(found, sizes, strict=True)]
 
 
+def bundles_of(name: str, checkpoint: Path, work: Path) -> dict[str, Path]:
+    """Bundles of a checkpoint by precision, each with what runs at speed here; those that are there are taken."""
+    bundles = {}
+    for kind, asked in {"fp32": (), "int8": ("--quantize", "int8")}.items():
+        bundles[kind] = work / f"{name}-{kind}-pipelines.bundle"
+        shared.exported(checkpoint, bundles[kind], "--to", "onnx,executorch", *asked)
+    return bundles
+
+
 def groups(
     checkpoint: Path, task: str, bundles: dict[str, Path], work: Path, compiled: bool
 ) -> tuple[list[Group], str]:
@@ -217,10 +226,7 @@ def main() -> int:
         for name, (title, checkpoint, task) in checkpoints.items():
             if options.only not in (None, name):
                 continue
-            bundles = {}
-            for kind, asked in {"fp32": (), "int8": ("--quantize", "int8")}.items():
-                bundles[kind] = work / f"{name}-{kind}-pipelines.bundle"
-                shared.exported(checkpoint, bundles[kind], "--to", "onnx,executorch", *asked)
+            bundles = bundles_of(name, checkpoint, work)
             made, versions = groups(checkpoint, task, bundles, work, settings.compiled and name == "minilm")
             found = measure(made, texts, settings)
             show(title, found, figures)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .assembly import open_artifacts, signature
 from .backends import BACKENDS, get_backend
 from .errors import DamagedError, RequestError
-from .golden import GoldenCase, read_golden
 from .manifest import MANIFEST_NAME, Artifact, File, Manifest
 from .media import prepare
 from .session import Session
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .golden import GoldenCase
 
 GOLDEN_NAME = "golden.jsonl"
 PARITY_NAME = "parity.json"
@@ -105,6 +108,8 @@ class Bundle:
 
     def golden(self) -> list[GoldenCase]:
         """The golden vectors. Raises DamagedError when they are missing or not valid."""
+        from .golden import read_golden  # opening a bundle does without it
+
         return read_golden(self.root / GOLDEN_NAME, self._prepare)
 
     def _prepare(self, kind: str, path: str) -> dict[str, np.ndarray]:

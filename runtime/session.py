@@ -8,15 +8,17 @@ which format it runs on.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from .backends import Runner, StatefulRunner, get_backend
-from .cause import Cause
 from .errors import DamagedError, RequestError
 from .manifest import Artifact, TensorSpec
-from .parity import Bound
+
+if TYPE_CHECKING:  # what explains a failure is imported with the first one
+    from .cause import Cause
+    from .parity import Bound
 
 
 class Session:

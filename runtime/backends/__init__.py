@@ -6,15 +6,17 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..cause import Cause
 from ..errors import RequestError
-from ..explain import Layer
 from ..manifest import Artifact
-from ..parity import Bound
+
+if TYPE_CHECKING:  # what explains a failure is imported with the first one
+    from ..cause import Cause
+    from ..explain import Layer
+    from ..parity import Bound
 
 
 class Runner(Protocol):
@@ -67,7 +69,7 @@ class Traced:
 
 
 Visit = Callable[[Traced], None]
-Rounding = tuple[tuple[Layer, ...], Layer | None]
+Rounding = tuple[tuple["Layer", ...], "Layer | None"]
 
 
 @dataclass(frozen=True)
