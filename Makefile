@@ -72,7 +72,11 @@ conformance: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/graphs.py
 	$(BIN)/python benchmarks/mil_speed.py
+	$(BIN)/python benchmarks/pipelines.py
+	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/quantization.py
+	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/export_time.py
 	$(BIN)/python benchmarks/growth.py
 
