@@ -1,9 +1,11 @@
-"""Which operations go into XNNPACK delegates: executorch's own partitioner, with three corrections.
+"""Which operations go into XNNPACK delegates: executorch's own partitioner, with corrections.
 
 - A weight that an embedding shares with a linear layer (tied vocabularies) does not keep the layer out of the delegate
   that the embedding feeds. The partitioner counts a weight as part of the delegate, so such a delegate would come
   before and after the embedding; here shared weights join after the delegates are known, and are then duplicated.
 - A delegate that only changes shapes is none: outside it, a reshape costs nothing at all.
+- Numbers (tensors without axes) are computed outside: XNNPACK gives none.
+- What XNNPACK would reshape to a shape of two unknown sizes stays outside (see `_unknown_reshape`).
 - Groups come in the order of the graph, not of memory addresses, so that the same program gives the same file.
 - Two delegates that each wait for the other (the partitioner looks for such circles one delegate at a time; writing
   into a cache makes them) are taken apart into stages.
@@ -23,6 +25,7 @@ from .executorch_integers import IntegerLinearConfig, LinearOfTableConfig
 
 _OWN = (ToHalfConfig, ToFloatConfig, IntegerLinearConfig, LinearOfTableConfig)
 
+_SQUEEZES = {"squeeze_copy.dim", "squeeze_copy.dims", "unsqueeze_copy.default"}
 _SHAPE_ONLY = {"view_copy.default", "unsqueeze_copy.default", "_clone_dim_order.default", "clone.default"}
 
 
@@ -40,6 +43,7 @@ class Partitioner(XnnpackPartitioner):
         kept = [
             sorted((node for node in group if not _stays_outside(program, node, taken)), key=order.__getitem__)
             for group in groups
+            if not any(_unknown_reshape(node) or _is_number(node) for node in group)
         ]
         return sorted((group for group in kept if group), key=lambda group: order[group[0]])
 
@@ -115,6 +119,26 @@ def _is_constant(program: ExportedProgram, node: Node) -> bool:
     signature = program.graph_signature
     written = signature.inputs_to_buffers.get(node.name) in set(signature.buffers_to_mutate.values())
     return is_constant_data(program, node) and not written
+
+
+def _unknown_reshape(node: Node) -> bool:
+    """Whether an operation takes a reshape of XNNPACK's, whose shape may have one unknown size, and has two.
+
+    A convolution along one axis is written as one along two, of which the second is put in and taken out again.
+    executorch 1.4.1 asks for such sizes where it no longer knows which vary; the delegate then fails when it runs.
+    """
+    if node.op != "call_function" or not hasattr(node.target, "__name__"):
+        return False
+    name = format_target_name(node.target.__name__)
+    if name not in _SQUEEZES and not (name == "convolution.default" and len(node.args[3]) == 1):
+        return False
+    shapes = [node.args[0].meta["val"].shape, node.meta["val"].shape]
+    return any(sum(not isinstance(size, int) for size in shape) > 1 for shape in shapes)
+
+
+def _is_number(node: Node) -> bool:
+    value = node.meta.get("val")
+    return node.op == "call_function" and hasattr(value, "dim") and value.dim() == 0
 
 
 def _computes(node: Node) -> bool:

@@ -1,0 +1,63 @@
+"""ExecuTorch: axes that vary, several at a time and up to their bounds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from palmtop.runtime.backends.executorch_file import describe
+from palmtop.runtime.manifest import Dim
+from torch import nn
+
+from .executorch_models import captured, lowered, run, sequence, size
+
+CHOICES = Dim(symbol="choices", min=1, max=8)
+
+
+class Filter(nn.Module):
+    """A convolution along the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.along = nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.along(x.transpose(1, 2))).transpose(1, 2)
+
+
+class Interleaved(nn.Module):
+    """Numbers that alternate with their negatives, as rotary positions have them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        turned = torch.stack([-x, x + 1], dim=-1)
+        return (turned * 2).flatten(-2)
+
+
+@pytest.mark.parametrize("module", [Filter(), Interleaved()], ids=["convolution", "interleaved"])
+def test_two_axes_may_vary_where_xnnpack_reshapes_with_one(tmp_path, module):
+    torch.manual_seed(0)
+    program = captured(module, (CHOICES, sequence(20), size(8)), torch.randn(4, 7, 8))
+    artifact, path = lowered(program, tmp_path)
+    assert describe(path)["methods"]["forward"]["delegates"], "what XNNPACK can take stays with it"
+    for choices, length in ((2, 7), (8, 20), (3, 4)):
+        x = torch.randn(choices, length, 8)
+        torch.testing.assert_close(run(artifact, tmp_path, x), module(x), rtol=1e-5, atol=1e-5)
+
+
+class Scaled(nn.Module):
+    """Numbers times a learned one, given as its logarithm (CLIP)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = self.scale.exp()
+        rest = (x + 1).pow(2).sum(-1, keepdim=True).pow(0.5)  # a kernel of ExecuTorch's own between two delegates
+        return torch.relu(x / rest * scale), scale
+
+
+def test_a_number_goes_from_one_delegate_to_the_next(tmp_path):
+    program = captured(Scaled(), (Dim(size=2), size(8)), torch.randn(2, 8), outputs=2)
+    artifact, _ = lowered(program, tmp_path)
+    x = torch.randn(2, 8)
+    torch.testing.assert_close(run(artifact, tmp_path, x), Scaled()(x)[0], rtol=1e-5, atol=1e-5)
