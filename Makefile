@@ -76,7 +76,6 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/quantization.py
-	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/export_time.py
 	$(BIN)/python benchmarks/growth.py
 
