@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 from palmtop.export import capture as capturing
-from palmtop.export.build import capture_subject
+from palmtop.export.methods import capture_subject
 from palmtop.export.source import open_source
 from palmtop.export.subject import checkpoint_subject
 from palmtop.export.targets import Options, get_target, onnx, onnx_fuse

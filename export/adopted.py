@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from ..runtime.errors import UnsupportedError
 from ..runtime.manifest import Dim, TensorSpec
-from .capture import Captured, bounds, output_specs, refuse_state
+from .capture import Captured, bounds, output_specs
 from .normalize import normalize
+from .repeatable import refuse_randomness, refuse_state
 
 _WRAPPER = "model"
 
@@ -30,6 +31,7 @@ def adopt(program: ExportedProgram, longest: int) -> Captured:
     names = _output_names(program)
     program = normalize(program)
     refuse_state(program)
+    refuse_randomness(program)
     tensors = [isinstance(node, Node) for node in program.graph.output_node().args[0]]
     if not any(tensors):
         raise UnsupportedError("The model gives no tensor, so there is nothing to convert.")

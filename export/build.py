@@ -19,22 +19,23 @@ import torch
 from ..runtime.bundle import CARD_NAME, GOLDEN_NAME, PARITY_NAME, PLAN_NAME, sha256_file
 from ..runtime.errors import DamagedError, ParityError, RequestError, UnsupportedError
 from ..runtime.golden import GoldenCase, write_golden
-from ..runtime.manifest import MANIFEST_NAME, Artifact, Dim, File, Manifest, canonical_json
+from ..runtime.manifest import MANIFEST_NAME, Artifact, File, Manifest, canonical_json
 from ..runtime.parity import Noise
 from ..runtime.session import Session
 from ..runtime.verify import ArtifactReport, Case, Report
 from .aside import beside, worthwhile
-from .capture import Captured, Method, capture
+from .capture import Captured
 from .card import write_card
 from .collector import often
 from .compress import Request, compress
 from .fallback import keep_more
 from .held_out import held_out_cases, hold_back
 from .judge import Judge
+from .methods import capture_methods, capture_subject
 from .quantization import Feeds
 from .remembered import Cache
 from .stamp import restamp
-from .subject import GROWING, Part, Subject
+from .subject import GROWING, Subject
 from .targets import TARGETS, Options, Target, get_target
 from .work import LARGE, Progress, Work, artifact_bytes, free, timed
 
@@ -251,48 +252,6 @@ def _with_artifacts(
         except DamagedError:  # a format that does not hold the identity as text
             target.lower(captured, artifact, changed.identity, root / artifact.path)
     return changed
-
-
-def capture_subject(subject: Subject) -> Captured:
-    """Capture the subject's model, called once; inputs that its graph never reads are left out."""
-    return _capture_part(subject, subject.whole)
-
-
-def capture_methods(subject: Subject, cache: str = GROWING) -> list[Captured]:
-    """Capture what a target that keeps a cache so is made of, one program a method."""
-    return [_capture_part(subject, part) for part in subject.methods(cache)]
-
-
-def _capture_part(subject: Subject, part: Part) -> Captured:
-    inputs = part.inputs
-    while True:
-        example = {spec.name: part.example[spec.name] for spec in inputs}
-        method = Method(subject.reference.model, part.call)
-        captured = capture(method, example, inputs, part.outputs, trace=subject.trace)
-        if part.widen is not None and any((dim.min or 0) > 0 for dim in _axes(captured, "past")):
-            part.widen()  # sinusoids of M2M100: the traced size of its table stood for the greatest sum of both axes
-            captured = capture(method, example, inputs, part.outputs, trace=subject.trace)
-        read = {node.name for node in captured.program.graph.nodes if node.op == "placeholder" and node.users}
-        used = tuple(spec for spec in inputs if spec.name in read)
-        if len(used) == len(inputs) or not used:
-            _check_free(subject, part, captured)
-            return dataclasses.replace(captured, method=part.method, caches=part.caches, told=part.told)
-        inputs = used
-
-
-def _check_free(subject: Subject, part: Part, captured: Captured) -> None:
-    """Code that runs token by token in Python is captured for one length; no text can be generated with that."""
-    for symbol in part.free:
-        if all(dim.constant is not None for dim in _axes(captured, symbol)):
-            raise UnsupportedError(
-                f"{type(subject.reference.model).__name__} cannot be captured for any size of the axis {symbol}: its "
-                "code decides in Python by that size, as where it goes through a sequence token by token.\n"
-                "Remedy: export it for a task that is called once (--task feature-extraction --lengths N)."
-            )
-
-
-def _axes(captured: Captured, symbol: str) -> list[Dim]:
-    return [dim for spec in captured.inputs for dim in spec.dims if dim.symbol == symbol]
 
 
 @contextlib.contextmanager

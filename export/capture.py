@@ -23,8 +23,8 @@ from ..quantize.weights import QuantizedWeight
 from ..runtime.errors import RequestError, UnsupportedError
 from ..runtime.manifest import Dim, TensorSpec
 from . import constraints
-from .modules import user_path
 from .normalize import normalize
+from .repeatable import refuse_randomness, refuse_state
 
 log = logging.getLogger("palmtop")
 
@@ -173,6 +173,7 @@ def capture(
     _same_symbols(program, inputs)
     program = normalize(program)
     refuse_state(program)
+    refuse_randomness(program)
     specs, found = _input_specs(program, inputs)
     if _one_batch_alone(specs, inputs):
         log.debug("the model is bound to the batch that it is traced with: traced again with one row")
@@ -197,18 +198,6 @@ def _one_batch_alone(found: Sequence[TensorSpec], asked: Sequence[TensorSpec]) -
 def _with_batch_of_one(spec: TensorSpec) -> TensorSpec:
     one = Dim(symbol="batch", values=(1,))
     return dataclasses.replace(spec, dims=tuple(one if dim.symbol == "batch" else dim for dim in spec.dims))
-
-
-def refuse_state(program: ExportedProgram) -> None:
-    """Exporters drop what a model writes into its buffers without a word (ONNX), or keep it between calls."""
-    signature = program.graph_signature
-    buffers = [user_path(name) for name in signature.buffers_to_mutate.values()]
-    written = sorted({*buffers, *signature.user_inputs_to_mutate.values()})
-    if written:
-        raise UnsupportedError(
-            f"The model changes {', '.join(written)} when it runs, and no format keeps that. "
-            "Remedy: take the value as an input and give the new one as an output."
-        )
 
 
 def trace_module(

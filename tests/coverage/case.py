@@ -128,7 +128,7 @@ def _warm_up() -> None:
     """
     import palmtop.export.api
     import palmtop.runtime.verify  # noqa: F401
-    from palmtop.export.build import capture_methods
+    from palmtop.export.methods import capture_methods
     from palmtop.export.source import open_source
     from palmtop.export.subject import checkpoint_subject
     from palmtop.export.targets import Options, get_target

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from palmtop.export.build import capture_subject
 from palmtop.export.capture import Captured, capture, trace_module
+from palmtop.export.methods import capture_subject
 from palmtop.export.source import open_source
 from palmtop.export.subject import Subject, checkpoint_subject
 from palmtop.export.targets import Options

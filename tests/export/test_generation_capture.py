@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from palmtop.export import hf
-from palmtop.export.build import capture_methods
 from palmtop.export.capture import Captured, Method, capture
 from palmtop.export.generation.decoder import Decoder, NoCache
 from palmtop.export.generation.states import can_keep, into_states
 from palmtop.export.generation.uncached import Uncached
+from palmtop.export.methods import capture_methods
 from palmtop.export.precision import half_precision
 from palmtop.export.reference import Reference
 from palmtop.export.subject import Subject

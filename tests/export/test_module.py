@@ -298,3 +298,23 @@ def test_errors_of_a_module_itself_are_not_hidden(tmp_path):
 
     with pytest.raises(PalmtopError, match="inside"):
         export_module(Broken(), {"x": torch.randn(2)}, tmp_path / "x.bundle")
+
+
+class Noisy(nn.Module):
+    """Attention without dropout, which draws nothing, and noise, which does."""
+
+    def __init__(self, noise: bool):
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x):
+        x = nn.functional.scaled_dot_product_attention(x, x, x)
+        return x + torch.rand_like(x) if self.noise else x
+
+
+def test_a_model_that_draws_random_numbers_is_refused(tmp_path):
+    example = {"x": torch.randn(2, 2, 4, 8)}
+    calm = export_module(Noisy(noise=False), example, tmp_path / "calm.bundle", to=["onnx"])
+    assert calm.report.artifacts[0].status == "passed"
+    with pytest.raises(UnsupportedError, match="draws random numbers"):
+        export_module(Noisy(noise=True), example, tmp_path / "noisy.bundle", to=["onnx"])

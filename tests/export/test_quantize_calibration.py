@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from palmtop.export import export_checkpoint
-from palmtop.export.build import capture_subject
 from palmtop.export.held_out import hold_back
+from palmtop.export.methods import capture_subject
 from palmtop.export.quantization import observe, single_rows
 from palmtop.export.source import open_source
 from palmtop.export.subject import checkpoint_subject
