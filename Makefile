@@ -76,6 +76,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/quantization.py
+	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/export_time.py
 	$(BIN)/python benchmarks/growth.py
 

@@ -26,6 +26,7 @@ class Shape:
     layers: int
     heads: int
     shared: int  # heads of keys and values
+    tied: bool = False  # whether the head is the table of tokens
 
     def config(self) -> Any:
         from transformers import LlamaConfig
@@ -41,6 +42,7 @@ class Shape:
             bos_token_id=0,
             eos_token_id=1,
             pad_token_id=1,
+            tie_word_embeddings=self.tied,
             architectures=["LlamaForCausalLM"],
         )
 
@@ -52,6 +54,8 @@ SHAPES = {
     "350M": Shape(32_000, 1024, 2816, 25, 16, 4),
     "1B": Shape(32_000, 2048, 5632, 20, 32, 4),
 }
+# SmolLM-135M's.
+SMALL = Shape(49_152, 576, 1536, 30, 9, 3, tied=True)
 
 
 def make(folder: Path, shape: Shape, dtype: str = "float32") -> int:
@@ -82,14 +86,21 @@ def make(folder: Path, shape: Shape, dtype: str = "float32") -> int:
             value = torch.empty(sizes[name])
             if value.ndim == 1:
                 value.uniform_(0.5, 1.5, generator=generator)
-            else:  # sums of as many terms as there are columns keep their size
-                value.normal_(0.0, 1.0 if "embed" in name else sizes[name][1] ** -0.5, generator=generator)
+            else:
+                value.normal_(0.0, _spread(name, sizes[name], shape.tied), generator=generator)
             tensors[name] = value.to(getattr(torch, dtype))
         save_file(tensors, folder / file, metadata={"format": "pt"})
         names |= dict.fromkeys(shard, file)
     metadata = {"total_size": count * _BYTES[dtype], "made": json.dumps(said)}
     index.write_text(json.dumps({"metadata": metadata, "weight_map": names}, indent=1))
     return count
+
+
+def _spread(name: str, size: tuple[int, ...], tied: bool) -> float:
+    """Sums of as many terms as there are columns keep their size. A table that is the head as well has small rows: else
+    each token's own row, carried through the layers, makes it the likeliest to follow itself.
+    """
+    return 1.0 if "embed" in name and not tied else size[1] ** -0.5
 
 
 def _shards(sizes: dict[str, tuple[int, ...]], width: int) -> list[list[str]]:
