@@ -341,6 +341,8 @@ def test_a_signal_in_the_middle_of_lowering_leaves_nothing(checkpoint, tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # What a shell starts in the background inherits that Ctrl-C is ignored, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not list(place.glob(".x.bundle.*.partial")):
         time.sleep(0.005)
