@@ -16,6 +16,7 @@ from ..runtime.manifest import TensorSpec
 from ..runtime.parity import Comparison, Noise
 from ..runtime.verify import Case
 from .capture import flat_tensors
+from .running import running
 
 Call = Callable[[torch.nn.Module, dict[str, torch.Tensor]], object]
 
@@ -38,14 +39,15 @@ class Reference:
     outputs: tuple[TensorSpec, ...]
 
     def run(self, feeds: dict[str, np.ndarray], model: torch.nn.Module | None = None) -> dict[str, np.ndarray]:
-        """Outputs by name for named inputs, computed eagerly."""
+        """Outputs by name for named inputs, computed eagerly. Raises NotRun when the model does not run on them."""
         inputs = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
         if model is not None:
             dtype = getattr(model, _COMPUTES, None) or next(
                 (p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32
             )
             inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-        with torch.no_grad(), _one_thread(self.model):
+        watched = running(self.model, feeds) if model is None else contextlib.nullcontext()
+        with torch.no_grad(), _one_thread(self.model), watched:
             results = flat_tensors(self.call(model if model is not None else self.model, inputs))
         return {spec.name: value.numpy() for spec, value in zip(self.outputs, results, strict=True)}
 

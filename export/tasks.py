@@ -16,6 +16,7 @@ import transformers
 
 from ..runtime.errors import RequestError
 from .detection import detection_settings
+from .running import running
 from .sentence import embed
 from .speech import ctc_vocabulary, frame_times, sound_classes
 
@@ -62,7 +63,7 @@ def output_names(source: Source, model: torch.nn.Module, example: Mapping[str, t
 
 def found_outputs(model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     """What a model without a head gives: its last hidden state, or all tensors of a model of several towers."""
-    with torch.no_grad():
+    with torch.no_grad(), running(model, example):
         result = model(**_fed(model, example, reads_own_text(model, example)), **_settings(model))
     tensors = tuple(
         name for name, value in result.items() if isinstance(value, torch.Tensor) and value.is_floating_point()

@@ -13,6 +13,7 @@ from ...runtime.errors import RequestError
 from ...runtime.golden import GoldenCase
 from ...runtime.manifest import Dim, TensorSpec, TokenizerSpec
 from ..reference import Reference
+from ..running import running
 from ..source import Source
 from ..texts import SENTENCES
 from ..tokenizer import carry_tokenizer, check_tokenizer, prove_tokenizer, tokenizer_inputs
@@ -109,7 +110,7 @@ def sees_padding(model: torch.nn.Module, made: PictureInputs, texts: TextInputs)
     results = []
     for pad_to in (None, texts.max_length):
         inputs = {**picture, **texts.feeds(["a diagram"], pad_to=pad_to)}
-        with torch.no_grad():
+        with torch.no_grad(), running(model, inputs):
             result = model(**{name: torch.from_numpy(array) for name, array in inputs.items()}, return_dict=True)
         results.append(np.concatenate([value.numpy().reshape(-1) for value in _vectors(result)]))
     return bool(np.abs(results[0] - results[1]).max() > _SEEN * np.abs(results[0]).max())

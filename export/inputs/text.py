@@ -16,6 +16,7 @@ from ...runtime.golden import GoldenCase
 from ...runtime.manifest import Dim, TensorSpec, TokenizerSpec
 from ..calibration import calibration_texts
 from ..reference import Reference
+from ..running import NotRun
 from ..source import Source, quiet_transformers
 from ..texts import CHOICES, LONG, PAIRS, PROBES, SENTENCES
 from ..tokenizer import carry_tokenizer, check_tokenizer, prove_tokenizer, tokenizer_inputs
@@ -223,7 +224,7 @@ def golden_vectors(reference: Reference, inputs: TextInputs) -> list[GoldenCase]
         cases.append(golden_case(reference, inputs, "truncated pair", PAIRS[3][0], LONG * 9))
         for name, text in PROBES:
             # Longformer looks for its separators, and refuses a text with one written in it.
-            with contextlib.suppress(AssertionError):
+            with contextlib.suppress(NotRun):
                 cases.append(golden_case(reference, inputs, name, PAIRS[0][0], text + " end"))
         return cases
     for index, sentence in enumerate(SENTENCES):
