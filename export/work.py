@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.assembly import open_artifacts, signature
+from ..runtime.errors import DamagedError
 from ..runtime.gate import Least
 from ..runtime.manifest import Artifact, Manifest
 from ..runtime.parity import Noise
@@ -79,17 +80,25 @@ class Work:
         cases: Sequence[Case] | None = None,
         least: Least | None = None,
     ) -> ArtifactReport:
-        """Verify the artifacts of one target below a folder, on all cases or on others; `least`: what they keep."""
-        return verify_artifact(
-            signature(artifacts),
-            lambda: open_artifacts(root, artifacts, self.manifest, threads=1),
-            self.cases if cases is None else cases,
-            task=self.manifest.task,
-            tokenizer=self.manifest.tokenizer,
-            noise=self.noise,
-            least=least,
-            progress=advance,
-        )
+        """Verify the artifacts of one target below a folder, on all cases or on others; `least`: what they keep.
+
+        What does not even load has failed: it was lowered a moment ago, so nobody has damaged it.
+        """
+        whole = signature(artifacts)
+        try:
+            return verify_artifact(
+                whole,
+                lambda: open_artifacts(root, artifacts, self.manifest, threads=1),
+                self.cases if cases is None else cases,
+                task=self.manifest.task,
+                tokenizer=self.manifest.tokenizer,
+                noise=self.noise,
+                least=least,
+                progress=advance,
+            )
+        except DamagedError as error:
+            reason = str(error).replace(f"{root}/", "")
+            return ArtifactReport(whole.target, whole.path, whole.precision, status="failed", reason=reason)
 
 
 def free(captures: Sequence[Captured]) -> None:
