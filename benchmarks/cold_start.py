@@ -9,7 +9,6 @@ they are met.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ shared.one_thread()  # before numpy is imported
 import embedders  # noqa: E402
 import numpy as np  # noqa: E402
 import pipelines  # noqa: E402
+import plots  # noqa: E402
 import report  # noqa: E402
 from figures import Bound, Figures  # noqa: E402
 from turns import Contenders, Group, Text  # noqa: E402
@@ -102,6 +102,9 @@ def show(seconds: dict[str, list[float]], answers: dict[str, np.ndarray], figure
             figures.bounds.append(Bound(f"{name}: cosine of that answer", cosine, pipelines.SAME, least=True))
     head = ["pipeline", "seconds, median", "least", f"x {pipelines.EAGER}", "cosine"]
     figures.tables["Start of a process to its first answer"] = head, rows
+    bars = {name: [statistics.median(took)] for name, took in seconds.items()}
+    title = "Start of a process to its first answer, seconds"
+    figures.plots[title] = plots.bars(title, ["median"], bars)
 
 
 def show_imports(took: np.ndarray, figures: Figures) -> None:
@@ -132,13 +135,8 @@ def main() -> int:
         chosen = [Group(group.python, _few(group.specifications)) for group in groups]
         show(*first_answers(chosen, rounds), figures)
         show_imports(imports(bundles["fp32"], rounds), figures)
-    if options.json:
-        print(json.dumps(figures.to_json(), indent=2))
-        return 0
-    text = shared.page("Cold start", "python benchmarks/cold_start.py", figures, _NOTE)
-    print(text)
-    if not options.quick:
-        report.write_section("cold start", text)
+    section = shared.Section("cold-start", "Cold start", "python benchmarks/cold_start.py", _NOTE)
+    shared.publish(section, figures, as_json=options.json, write=not options.quick)
     return 0
 
 

@@ -10,7 +10,6 @@ The `.pte` files are compared too. Figures of processor time tell what a busy ma
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -28,9 +27,10 @@ shared.one_thread()  # before numpy is imported; the exports themselves may use 
 import embedders  # noqa: E402
 import numpy as np  # noqa: E402
 import peers  # noqa: E402
+import plots  # noqa: E402
 import report  # noqa: E402
 from embedders import Embedder, Feeds  # noqa: E402
-from figures import INHERITED, ROOT, Bound, Figures, counter, folder, page, say  # noqa: E402
+from figures import INHERITED, ROOT, Bound, Figures, Section, counter, folder, publish, say  # noqa: E402
 
 # Of palmtop to each format: the contender, and how many times as fast palmtop shall be.
 _LEAST = {"onnx": ("optimum-cli", 1.0), "executorch": ("transformers.exporters", 3.0), "coreml": ("coremltools", 2.0)}
@@ -93,12 +93,15 @@ def measure(checkpoint: Path, work: Path, rounds: int, figures: Figures) -> None
             shutil.rmtree(work / name, ignore_errors=True)
             times[name].append(timed(contenders[name]))
             advance()
-    rows = []
+    rows, bars = [], {}
     for name, took in times.items():
         seconds, used = (statistics.median(getattr(one, part) for one in took) for part in ("seconds", "processor"))
         rows.append([name, f"{seconds:.1f}", f"{used:.1f}"])
+        bars[name] = [seconds, used]
         figures.raw[name] = {"seconds": [one.seconds for one in took], "processor": [one.processor for one in took]}
     figures.tables["Seconds"] = ["export", "seconds", "processor seconds"], rows
+    title = "Exporting MiniLM, in a new process"
+    figures.plots[title] = plots.bars(title, ["seconds", "processor seconds"], bars)
     for target, (name, least) in _LEAST.items():
         pairs = list(zip(times[name], times[f"palmtop, {target}"], strict=True))
         ratio = statistics.median(theirs.seconds / ours.seconds for theirs, ours in pairs)
@@ -191,13 +194,8 @@ def main() -> None:
         measure(embedders.minilm(), work, rounds, figures)
         say("Comparing the files for ExecuTorch")
         compare(embedders.minilm(), work, 20 if options.quick else 100, figures)
-    text = page("Export time", "python benchmarks/export_time.py", figures, _NOTE)
-    if options.json:
-        print(json.dumps(figures.to_json(), indent=2))
-        return
-    print(text)
-    if not options.quick:
-        report.write_section("export-time", text)
+    section = Section("export-time", "Export time", "python benchmarks/export_time.py", _NOTE)
+    publish(section, figures, as_json=options.json, write=not options.quick)
 
 
 if __name__ == "__main__":

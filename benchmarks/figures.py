@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -55,9 +56,10 @@ class Bound:
 
 @dataclass
 class Figures:
-    """What was measured: tables by title (head, rows), bounds, and all of it as JSON."""
+    """What was measured: tables by title (head, rows), plots (SVG) by title, bounds, and all of it as JSON."""
 
     tables: dict[str, tuple[list[str], list[list[str]]]] = field(default_factory=dict)
+    plots: dict[str, str] = field(default_factory=dict)
     bounds: list[Bound] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
     versions: str = ""
@@ -67,9 +69,35 @@ class Figures:
         return {**document, "bounds": [bound.to_json() for bound in self.bounds]}
 
 
-def page(title: str, command: str, figures: Figures, note: str = "") -> str:
-    """The figures in Markdown. `note` says what was measured, and how."""
-    parts = [f"## {title}", f"`{command}`", f"{figures.versions}. {report.machine()}.", note]
+@dataclass(frozen=True)
+class Section:
+    """A section of docs/benchmarks.md. `name` marks it there; `note` says what was measured, and how."""
+
+    name: str
+    title: str
+    command: str
+    note: str = ""
+
+
+def publish(section: Section, figures: Figures, *, as_json: bool, write: bool) -> None:
+    """Print figures: as JSON, or as their section, which with `write` takes its place in docs/benchmarks.md."""
+    if as_json:
+        print(json.dumps(figures.to_json(), indent=2))
+        return
+    text = _page(section, figures)
+    print(text)
+    if write:
+        for number, (title, svg) in enumerate(figures.plots.items()):
+            file = report.PAGE.with_name(f"{section.name}{f'-{number + 1}' if number else ''}.svg")
+            file.write_text(svg, encoding="utf-8")
+            text += f"\n\n![{title}]({file.name})"
+        report.write_section(section.name, text)
+
+
+def _page(section: Section, figures: Figures) -> str:
+    """The figures in Markdown."""
+    head = [f"## {section.title}", f"`{section.command}`", f"{figures.versions}. {report.machine()}."]
+    parts = [*head, section.note]
     for name, (head, rows) in figures.tables.items():
         parts += [f"### {name}", report.table(head, rows)]
     missed = sum(not bound.met for bound in figures.bounds)

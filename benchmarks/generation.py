@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import signal
 import statistics
@@ -29,6 +28,7 @@ shared.one_thread()  # before numpy is imported
 
 import llamas  # noqa: E402
 import numpy as np  # noqa: E402
+import plots  # noqa: E402
 import report  # noqa: E402
 import sentences  # noqa: E402
 from figures import Bound, Figures  # noqa: E402
@@ -281,6 +281,9 @@ def _one_prompt(
     head += ["logits: largest error", "cosine", "same choice"]
     figures.tables[f"{len(prompt)} tokens, and {settings.new} more"] = head, rows
     figures.raw[str(len(prompt))] = raw
+    title = f"Tokens a second, {len(prompt)} tokens and {settings.new} more"
+    kinds = ["decode", "whole"]
+    figures.plots[title] = plots.bars(title, kinds, {name: [raw[name][kind] for kind in kinds] for name in raw})
     _bounds(found, len(prompt), raw, settings, figures)
 
 
@@ -350,13 +353,8 @@ def main() -> int:
     figures = Figures(versions=report.versions("torch", "transformers", "onnxruntime", "executorch"))
     with shared.folder(options.work) as work:
         measure(work, settings, figures)
-    text = shared.page("Text generation", "python benchmarks/generation.py", figures, _NOTE)
-    if options.json:
-        print(json.dumps(figures.to_json(), indent=2))
-        return 0
-    print(text)
-    if not options.quick:
-        report.write_section("generation", text)
+    section = shared.Section("generation", "Text generation", "python benchmarks/generation.py", _NOTE)
+    shared.publish(section, figures, as_json=options.json, write=not options.quick)
     return 0
 
 

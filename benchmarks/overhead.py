@@ -9,7 +9,6 @@ Bounds are printed with whether they are met.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -101,13 +100,8 @@ def main() -> int:
             figures.bounds.append(Bound(f"MiniLM {kind}: share of a pipeline's time that is neither", over, MOST))
     head = [f"{TOKENS} tokens, ms", "pipeline", "bare tokenizer", "bare session", "neither", "share"]
     figures.tables["A call, one text"] = head, rows
-    if options.json:
-        print(json.dumps(figures.to_json(), indent=2))
-        return 0
-    page = shared.page("Runtime overhead", "python benchmarks/overhead.py", figures, _NOTE)
-    print(page)
-    if not options.quick:
-        report.write_section("overhead", page)
+    section = shared.Section("overhead", "Runtime overhead", "python benchmarks/overhead.py", _NOTE)
+    shared.publish(section, figures, as_json=options.json, write=not options.quick)
     return 0
 
 

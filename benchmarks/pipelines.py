@@ -10,7 +10,6 @@ at a time. Bounds are printed with whether they are met.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -195,7 +194,7 @@ def judge(title: str, found: dict[str, dict[str, Measured]], figures: Figures) -
             figures.bounds.append(Bound(what, ratio(entries[one], entries[other]), least, least=True))
 
 
-def draw(found: dict[str, dict[str, Measured]], file: Path) -> None:
+def draw(found: dict[str, dict[str, Measured]], figures: Figures) -> None:
     """A bar for each contender and mode."""
     bars = {name: [found[mode][name].rate for mode in MODES] for name in (EAGER, COMPILED) if name in found[MODES[0]]}
     for kind in ("optimum fp32", "optimum int8"):  # which of its graphs is best depends on the mode
@@ -203,7 +202,8 @@ def draw(found: dict[str, dict[str, Measured]], file: Path) -> None:
     for name in found[MODES[0]]:
         if name.startswith("palmtop"):
             bars[name] = [found[mode][name].rate for mode in MODES]
-    file.write_text(plots.bars("MiniLM: sentences a second, text in, answer out", MODES, bars), encoding="utf-8")
+    title = "MiniLM: sentences a second, text in, answer out"
+    figures.plots[title] = plots.bars(title, MODES, bars)
 
 
 def main() -> int:
@@ -221,7 +221,6 @@ def main() -> int:
         "minilm": ("MiniLM", minilm, "feature-extraction"),
         "intents": ("Intents", INTENTS, "text-classification"),
     }
-    drawn = None
     with shared.folder(options.work) as work:
         for name, (title, checkpoint, task) in checkpoints.items():
             if options.only not in (None, name):
@@ -233,15 +232,9 @@ def main() -> int:
             if name == "minilm":
                 figures.versions += f"; in optimum's environment: {versions}"
                 judge(title, found, figures)
-                drawn = found
-    if options.json:
-        print(json.dumps(figures.to_json(), indent=2))
-        return 0
-    text = shared.page("Text in, answer out", "python benchmarks/pipelines.py", figures, _note(texts))
-    print(text)
-    if drawn is not None and not options.quick and not options.only:
-        draw(drawn, report.PAGE.with_name("pipelines.svg"))
-        report.write_section("pipelines", f"{text}\n\n![Sentences a second](pipelines.svg)")
+                draw(found, figures)
+    section = shared.Section("pipelines", "Text in, answer out", "python benchmarks/pipelines.py", _note(texts))
+    shared.publish(section, figures, as_json=options.json, write=not options.quick and not options.only)
     return 0
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import logging
 import sys
 import time
@@ -30,10 +29,11 @@ shared.one_thread()  # before numpy is imported
 import embedders  # noqa: E402
 import numpy as np  # noqa: E402
 import peers  # noqa: E402
+import plots  # noqa: E402
 import report  # noqa: E402
 import sentences  # noqa: E402
 from embedders import Agreement, Embedder, Feeds  # noqa: E402
-from figures import INTENTS, Bound, Figures, counter, exported, folder, page  # noqa: E402
+from figures import INTENTS, Bound, Figures, Section, counter, exported, folder, publish  # noqa: E402
 from palmtop.runtime.bundle import Bundle  # noqa: E402
 from palmtop.runtime.verify import recorded_noise  # noqa: E402
 
@@ -205,6 +205,9 @@ def _speed(
     for what in times:
         head += [f"{what}, ms" if what != MIX else "sentence of the mix, ms", "x eager"]
     figures.tables["Speed, with the agreement of the same run"] = [*head, "pooled / token cosine"], rows
+    title = "MiniLM, milliseconds a call"
+    bars = {entry.name: [took[entry.name] for took in times.values()] for entry in timed}
+    figures.plots[title] = plots.bars(title, list(times), bars)
     for what, took in times.items():
         peer = min((e.name for n, e in theirs.items() if n.startswith("int8")), key=took.__getitem__)
         avx2 = min((e.name for n, e in theirs.items() if n.startswith("int8 avx2")), key=took.__getitem__)
@@ -364,13 +367,8 @@ def main() -> int:
         ("quantization-large", "A plan for 110 M parameters") if options.large else ("quantization", "Quantization")
     )
     command = "python benchmarks/quantization.py" + (f" --large --to {options.to}" if options.large else "")
-    text = page(title, command, figures, _NOTES[title])
-    if options.json:
-        print(json.dumps(figures.to_json(), indent=2))
-    else:
-        print(text)
-        if not options.quick and not options.only:
-            report.write_section(name, text)
+    section = Section(name, title, command, _NOTES[title])
+    publish(section, figures, as_json=options.json, write=not options.quick and not options.only)
     return 0
 
 
