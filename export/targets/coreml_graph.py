@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -28,6 +30,9 @@ aten = torch.ops.aten
 # found again, and a string, in which we put the node's operator instead of where in the source it was called.
 HANDLE = "debug_handle"
 ORIGIN = "stack_trace"
+
+# Where a slice ends that goes to the end of its axis.
+_END = 2**63 - 1
 
 _NEW = {aten.new_ones.default: 1, aten.new_zeros.default: 0}
 
@@ -89,6 +94,52 @@ def respell(graph: Graph) -> None:
             size = source.meta["val"].shape[axis]
             if isinstance(size, int):
                 node.target, node.args = aten.split.Tensor, (source, -(-size // pieces), axis)
+        elif node.target is aten.eye.default and not isinstance(node.args[0], int):
+            _becomes(node, _identity_matrix(node))
+        elif node.target is aten.linear.default and node.args[1].meta["val"].dim() == 1:
+            column = insert(graph, node, aten.unsqueeze.default, (node.args[1], 0))
+            product = insert(graph, node, aten.linear.default, (node.args[0], column))
+            _becomes(node, insert(graph, node, aten.squeeze.dim, (product, -1)))
+        elif node.target is aten.im2col.default:
+            _becomes(node, _windows(node))
+
+
+def _becomes(node: Node, other: Node) -> None:
+    """Let a node compute what one just inserted before it does, under its own name, which outputs are known by."""
+    node.target, node.args, node.kwargs = other.target, other.args, other.kwargs
+    node.graph.erase_node(other)
+
+
+def _identity_matrix(node: Node) -> Node:
+    """Ones where a place is as far down as it is to the right: coremltools makes a constant, of a known size."""
+    places = insert(node.graph, node, aten.arange.default, (node.args[0],))
+    down = insert(node.graph, node, aten.unsqueeze.default, (places, 1))
+    ones = insert(node.graph, node, aten.eq.Tensor, (down, places))
+    return insert(node.graph, node, aten.to.dtype, (ones, node.meta["val"].dtype))
+
+
+def _windows(node: Node) -> Node:
+    """`unfold` as a slice for each place of its window: (rows, channels * places, windows).
+
+    coremltools makes a convolution of zeros and ones of it, for a known number of rows.
+    """
+    source, kernel, dilation, padding, stride = node.args
+    graph = node.graph
+    if any(padding):
+        edges = [padding[1], padding[1], padding[0], padding[0]]
+        source = insert(graph, node, aten.constant_pad_nd.default, (source, edges, 0.0))
+    slices = []
+    for place in itertools.product(*map(range, kernel)):
+        cut = source
+        for axis, (at, size, apart, step) in enumerate(zip(place, kernel, dilation, stride, strict=True), start=2):
+            left_out = (size - 1 - at) * apart  # behind the last window's place
+            if size > 1 or step > 1:
+                end = -left_out or _END
+                cut = insert(graph, node, aten.slice.Tensor, (cut, axis, at * apart, end, step))
+        slices.append(cut)
+    together = insert(graph, node, aten.stack.default, (slices, 2))
+    rows, channels = (insert(graph, node, aten.sym_size.int, (source, 0)), source.meta["val"].shape[1])
+    return insert(graph, node, aten.reshape.default, (together, [rows, channels * math.prod(kernel), -1]))
 
 
 def _scatter_of_tensor(node: Node) -> None:
