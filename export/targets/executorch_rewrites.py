@@ -325,6 +325,11 @@ def _pool(program: ExportedProgram, node: Node) -> Node | None:
     return _Builder(node)(node.target, *given.values())
 
 
+def _new_empty(program: ExportedProgram, node: Node) -> Node:
+    """Memory to be written to later, as zeros: the kernel for what is in no order of its own takes no unknown sizes."""
+    return insert(node.graph, node, aten.full.default, (node.args[1], 0), {"dtype": _value(node).dtype})
+
+
 def _write_at(program: ExportedProgram, node: Node) -> Node:
     """New keys or values written into a cache by their places, which ExecuTorch then does in place."""
     cache, new, start = node.args
@@ -347,6 +352,7 @@ _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     aten.gelu.default: _gelu,
     aten.max_pool2d.default: _pool,
     aten.avg_pool2d.default: _pool,
+    aten.new_empty.default: _new_empty,
     WRITE_AT: _write_at,
 }
 

@@ -43,6 +43,24 @@ def test_two_axes_may_vary_where_xnnpack_reshapes_with_one(tmp_path, module):
         torch.testing.assert_close(run(artifact, tmp_path, x), module(x), rtol=1e-5, atol=1e-5)
 
 
+class Filled(nn.Module):
+    """Keys put together in memory that was asked for empty (DeepSeek V3)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = x.new_empty(x.shape[0], x.shape[1], 12)
+        both[..., :8] = x
+        both[..., 8:] = x[..., :4] + 1
+        return both * 2
+
+
+def test_empty_memory_is_of_any_length(tmp_path):
+    program = captured(Filled(), (size(1), sequence(20), size(8)), torch.randn(1, 7, 8))
+    artifact, _ = lowered(program, tmp_path)
+    for length in (4, 20):
+        x = torch.randn(1, length, 8)
+        torch.testing.assert_close(run(artifact, tmp_path, x), Filled()(x), rtol=1e-5, atol=1e-5)
+
+
 class Scaled(nn.Module):
     """Numbers times a learned one, given as its logarithm (CLIP)."""
 
