@@ -14,6 +14,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from .graph import insert
+
 aten = torch.ops.aten
 
 _MOST_AXES = 5
@@ -91,6 +93,4 @@ def _place(user: Node) -> Any:
 
 
 def _build(before: Node, target: Any, *args: Any) -> Node:
-    from .normalize import insert  # which runs this pass
-
     return insert(before.graph, before, target, args)

@@ -21,8 +21,8 @@ from torch.fx import Graph, Node
 from ...runtime.manifest import Artifact, Dim
 from ..capture import Captured
 from ..generation.states import into_states
+from ..graph import insert, rename_outputs
 from ..modules import module_path
-from ..normalize import insert, rename_outputs
 
 aten = torch.ops.aten
 

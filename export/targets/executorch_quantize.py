@@ -24,8 +24,8 @@ from ...quantize.sites import Site, Use, find_sites
 from ...quantize.weights import QuantizedWeight
 from ...runtime.errors import RequestError
 from ..capture import Captured
+from ..graph import insert
 from ..modules import user_path
-from ..normalize import insert
 from .executorch_integers import integer_linear, linear_of_table
 from .executorch_rewrites import add_constant
 

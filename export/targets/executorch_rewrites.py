@@ -19,9 +19,9 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
 
 from ..generation.write_at import WRITE_AT
+from ..graph import insert, same_shape
 from ..grouped import before_repeat
-from ..normalize import MASKED, insert
-from ..normalize import _same_shape as same_shape
+from ..masks import MASKED
 from .executorch_half import GELU_COEFFICIENTS, GELU_RANGE
 
 aten = torch.ops.aten

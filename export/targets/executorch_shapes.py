@@ -10,7 +10,7 @@ from executorch.exir.dialects._ops import ops
 from torch.fx import Node
 from torch.fx.passes.infra.pass_base import PassResult
 
-from ..normalize import _same_shape as same_shape
+from ..graph import same_shape
 
 edge = ops.edge
 

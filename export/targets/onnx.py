@@ -21,8 +21,8 @@ from ...runtime.errors import UnsupportedError
 from ...runtime.manifest import Artifact, TensorSpec
 from .. import hf
 from ..capture import Captured
+from ..graph import rename_outputs
 from ..modules import module_path
-from ..normalize import rename_outputs
 from . import Options, Target, UnsupportedOperation, constant_axes, file_stem, narrow, onnx_fuse, requested_axes
 from .onnx_aside import put_back_halved, weights_aside
 from .onnx_contrib import into_the_standard
