@@ -62,7 +62,8 @@ class Settings:
     compile_seconds: int = 60
 
 
-QUICK = Settings(shape=llamas.SHAPES["22M"], prompts=(16,), new=8, rounds=2, compile_seconds=0)
+_TIED = dataclasses.replace(llamas.SHAPES["22M"], tied=True)
+QUICK = Settings(shape=_TIED, prompts=(16,), new=8, rounds=2, compile_seconds=0)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from .quantization import (
     check_plan,
     observe,
     preset_plan,
+    preset_scheme,
     sensitivity_rows,
 )
 from .remembered import Cache
@@ -214,13 +215,9 @@ def ladders(captured: Captured, plan: Plan, request: Request) -> dict[str, tuple
         path = user_path(site.name)
         if path not in plan.weights:
             continue
-        steps: tuple[Scheme | None, ...]
+        steps: tuple[Scheme | None, ...] = (preset_scheme(site, small), preset_scheme(site, large), None)
         if site.kind == "convolution":
             steps = (large.convolution, None)
-        elif site.kind == "embedding":
-            steps = (small.embedding, large.embedding, None)
-        else:
-            steps = (small.layer, large.layer, None)
         found[path] = steps[1:] if request.kind == "int8" and len(steps) > 2 else steps
     return found
 

@@ -37,9 +37,19 @@ _AT_ONCE = 512
 
 def preset_plan(captured: Captured, preset: Preset) -> Plan:
     """The plan that a preset makes for this model."""
-    schemes = {"embedding": preset.embedding, "linear": preset.layer, "convolution": preset.convolution}
     sites = find_sites(captured.program)
-    return Plan({user_path(site.name): schemes[site.kind] for site in sites}, preset.smoothing)
+    return Plan({user_path(site.name): preset_scheme(site, preset) for site in sites}, preset.smoothing)
+
+
+def preset_scheme(site: Site, preset: Preset) -> Scheme:
+    """The scheme that a preset has for a weight.
+
+    A vocabulary that is table and head gets that of layers where these round their inputs: multiplied otherwise, it
+    takes longer than the rest of a small language model together.
+    """
+    if site.tied and preset.layer.activations == "dynamic":
+        return preset.layer
+    return {"embedding": preset.embedding, "linear": preset.layer, "convolution": preset.convolution}[site.kind]
 
 
 def check_plan(captured: Captured, plan: Plan) -> None:

@@ -50,6 +50,11 @@ class Site:
         return "embedding" if "embedding" in kinds else next(iter(kinds))
 
     @property
+    def tied(self) -> bool:
+        """Whether it is a table and a layer, as the vocabulary of many language models is."""
+        return {"embedding", "linear"} <= {use.kind for use in self.uses}
+
+    @property
     def transposed(self) -> bool:
         return self.uses[0].transposed
 

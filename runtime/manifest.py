@@ -113,6 +113,10 @@ class TensorSpec:
         return next((dim for dim in self.dims if dim.symbol == symbol), None)
 
 
+# The layout of states that hold keys and values: what lies behind the positions that `start` counts is never read.
+CACHE_LAYOUT = "batch,heads,context,depth"
+
+
 @dataclass(frozen=True)
 class StateSpec:
     """One state of an artifact: a tensor that the runtime keeps between calls."""

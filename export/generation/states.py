@@ -10,10 +10,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.utils import _pytree as pytree
 
-from ...runtime.manifest import StateSpec, TensorSpec
+from ...runtime.manifest import CACHE_LAYOUT, StateSpec, TensorSpec
 from ..capture import Captured
-
-LAYOUT = "batch,heads,context,depth"
 
 
 def can_keep(captured: Captured) -> bool:
@@ -29,7 +27,7 @@ def can_keep(captured: Captured) -> bool:
 
 def state_specs(captured: Captured, dtype: str) -> tuple[StateSpec, ...]:
     """The states that `into_states` makes, as the manifest describes them."""
-    return tuple(StateSpec(name, dtype, captured.input(name).dims, LAYOUT) for name, _ in captured.caches)
+    return tuple(StateSpec(name, dtype, captured.input(name).dims, CACHE_LAYOUT) for name, _ in captured.caches)
 
 
 def without_caches(

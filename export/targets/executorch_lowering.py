@@ -32,6 +32,7 @@ from .executorch_preflight import runtime_kernels
 from .executorch_quantize import store_integers
 from .executorch_rewrites import rewrite
 from .executorch_shapes import known_slices, plain_reshapes
+from .executorch_shared import stored_once
 
 
 def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path) -> None:
@@ -49,7 +50,7 @@ def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path)
             keep = (artifact.quantization or {}).get("keep_fp32", ())
             half_precision(program, keep, to_half=to_half, to_float=to_float)
         rewrite(program, rounds=any(each.scheme.activations != "none" for each in captured.quantized.values()))
-        with uncopied(program):
+        with uncopied(program), stored_once():
             edge = to_edge_transform_and_lower(
                 program,
                 transform_passes=[known_slices, plain_reshapes],

@@ -46,6 +46,10 @@ class Stored(bytes):
         storage = self.tensor.untyped_storage()
         return memoryview((ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())).cast("B")
 
+    @property
+    def address(self) -> int:
+        return self.tensor.untyped_storage().data_ptr()
+
     def __len__(self) -> int:
         return self.tensor.untyped_storage().nbytes()
 

@@ -1,6 +1,7 @@
 """A plan's integers in ONNX: what ONNX Runtime computes with, layer by layer.
 
-- Layers of 8 bits a row whose inputs are rounded as they run: `MatMulIntegerToFloat` (`onnx_rows`).
+- Layers of 8 bits a row whose inputs are rounded as they run: `MatMulIntegerToFloat` (`onnx_rows`). A vocabulary that
+  is table and head is not: what a table is read from is laid out for `MatMulNBits`, and is stored once.
 - Other layers: `MatMulNBits`, with scales repeated where a row has one. With `activations`, it rounds its inputs too,
   in blocks of a row (accuracy level 4).
 - Tables: `GatherBlockQuantized`. Convolutions, and rows that no block size divides: `DequantizeLinear`.
@@ -202,7 +203,7 @@ def _rewrite(stored: _Stored, node: Node, use: Use) -> None:
         arguments = (stored.packed(), node.args[1], stored.scales(), stored.zeros())
         size = weight.integers.shape[1]
         _replace(node, _ours.block_embedding.default, (*arguments, size, weight.scheme.bits, stored.block))
-    elif use.kind == "linear" and onnx_rows.fits(weight):
+    elif use.kind == "linear" and onnx_rows.fits(weight) and not (stored.site.tied and stored.block is not None):
         integers = stored.buffer("integers", lambda: weight.integers.t().contiguous())
         scales = stored.buffer("row_scales", lambda: weight.scales.flatten().contiguous())
         _replace_linear(node, onnx_rows.LINEAR, (integers, scales, *onnx_rows.zeros(node)))

@@ -11,15 +11,17 @@ import importlib.util
 import io
 import os
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import DamagedError, RequestError
-from ..manifest import Artifact
+from ..manifest import CACHE_LAYOUT, Artifact
 from . import Backend, Contents
 from .executorch_file import constants, describe
 
@@ -55,8 +57,9 @@ class ExecutorchRunner:
                 if entry not in names:
                     raise DamagedError(f"{path} has no method '{entry}', which the manifest names.")
                 self._entry, self._stateful = entry, bool(artifact.states)
-                # A loaded method has packed weights of its own: of an artifact with states the first state takes it.
-                self._loaded: _State | None = _State(program, entry)
+                self._is_cache = self._stateful and all(spec.layout == CACHE_LAYOUT for spec in artifact.states)
+                # Loading packs the weights, for as long as many tokens take: what is loaded waits here for a state.
+                self._spare = [_Loaded(program, entry)]
         except RuntimeError as error:
             raise DamagedError(f"{path} cannot be loaded by ExecuTorch: {error}{_last(said)}") from error
         self._torch = torch
@@ -70,33 +73,56 @@ class ExecutorchRunner:
     def new_state(self) -> Any:
         """A program loaded anew, its weights mapped from the file, whose buffers begin as zeros.
 
-        All methods of one loaded program write into the same buffers, and find there what was left.
+        All methods of one loaded program write into the same buffers, and find there what was left. Keys and values
+        are left without harm: a program whose conversation is over serves the next, as in ExecuTorch's own runners.
         """
-        state, self._loaded = self._loaded or _State(self._load(), self._entry), None
+        try:
+            loaded = self._spare.pop()
+        except IndexError:
+            loaded = _Loaded(self._load(), self._entry)
+        state = _State(loaded)
+        if self._is_cache:
+            weakref.finalize(state, self._give_back, loaded).atexit = False
         return state
+
+    def _give_back(self, loaded: _Loaded) -> None:
+        if loaded.finite and not self._spare:
+            self._spare.append(loaded)
 
     def run(self, feeds: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
         """Execute the method. Raises RequestError when the program refuses these sizes."""
-        if state is None:
-            state = self.new_state() if self._stateful else self._loaded
+        if state is None and self._stateful:
+            state = self.new_state()
+        loaded = self._spare[0] if state is None else state.loaded
         try:
-            results = state.method([self._tensor(feeds[name]) for name in self._inputs])
+            results = loaded.method([self._tensor(feeds[name]) for name in self._inputs])
         except RuntimeError as error:
             raise RequestError(f"ExecuTorch could not run the model: {error}") from error
         if len(results) != len(self._outputs):
             raise DamagedError(f"The model gives {len(results)} outputs; the manifest names {len(self._outputs)}.")
-        return {name: result.numpy() for name, result in zip(self._outputs, results, strict=True)}
+        outputs = {name: result.numpy() for name, result in zip(self._outputs, results, strict=True)}
+        if self._is_cache:
+            loaded.finite = loaded.finite and all(np.isfinite(array).all() for array in outputs.values())
+        return outputs
 
     def _tensor(self, array: np.ndarray) -> Any:
         return self._torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-class _State:
-    """A loaded program, of which a method has written into the buffers."""
+class _Loaded:
+    """A loaded program and its method. `finite`: whether it gave no NaN and no infinity, which a mask cannot hide."""
 
     def __init__(self, program: Any, entry: str):
         self._program = program
         self.method = program.load_method(entry)
+        self.finite = True
+
+
+@dataclass(eq=False)
+class _State:
+    """What a conversation holds on to: a loaded program that nobody else writes into meanwhile."""
+
+    loaded: _Loaded
 
 
 def _calls_quantized_kernels(path: Path) -> bool:

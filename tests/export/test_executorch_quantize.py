@@ -10,7 +10,7 @@ import torch
 from palmtop.export.capture import Captured
 from palmtop.export.modules import user_path
 from palmtop.export.quantization import preset_plan, quantized
-from palmtop.export.targets import Options
+from palmtop.export.targets import Options, executorch_shared
 from palmtop.export.targets.executorch import plan
 from palmtop.quantize.execute import run as run_fp32
 from palmtop.quantize.scheme import PRESETS, Plan, Scheme
@@ -246,12 +246,30 @@ def test_a_tied_table_is_stored_once(tmp_path, scheme):
     assert _error(run(artifact, tmp_path, x), _expected(program, x)) < _NOISE
 
 
-def test_a_tied_table_whose_layer_rounds_its_inputs_is_multiplied_as_integers(tmp_path):
-    program = _planned(_program(Tied(), words=True), {"head.weight": _ROUNDED8})
+@pytest.mark.parametrize("scheme", [_ROUNDED8, _ROUNDED4], ids=str)
+def test_a_tied_table_whose_layer_rounds_its_inputs_is_multiplied_as_integers(tmp_path, scheme):
+    program = _planned(_program(Tied(), words=True), {"head.weight": scheme})
     artifact, _, method = _lowered(program, tmp_path)
     assert sum(entry["operations"].get("Convert", 0) for entry in method["delegates"]) == 1
     x = torch.tensor([[0.0, 3, 99, 7]])
     assert 0 < _error(run(artifact, tmp_path, x), _expected(program, x)) < _ROUNDING
+
+
+@pytest.mark.parametrize("scheme", [None, _ROUNDED8], ids=str)
+def test_a_table_that_a_kernel_reads_and_a_delegate_multiplies_is_in_the_file_once(tmp_path, monkeypatch, scheme):
+    monkeypatch.setattr(executorch_shared, "_LEAST_BYTES", 1)
+    module = Tied()
+    program = _program(module, words=True)
+    if scheme is None:
+        artifact, path = lowered(program, tmp_path)
+        table, written = module.table.weight.detach().numpy().tobytes(), path.read_bytes()
+    else:
+        program = _planned(program, {"head.weight": scheme})
+        artifact, written, _ = _lowered(program, tmp_path)
+        table = _bytes(_only(program).integers, scheme.bits)
+    assert written.count(table) == 1
+    x = torch.tensor([[0.0, 3, 99, 7]])
+    assert _error(run(artifact, tmp_path, x), _expected(program, x)) < (_NOISE if scheme is None else _ROUNDING)
 
 
 def test_a_mixed_plan(tmp_path):

@@ -17,6 +17,8 @@ from palmtop.runtime.manifest import TensorSpec
 from palmtop.runtime.session import Session
 from torch import nn
 
+from ..quantize.models import TiedHead
+from ..quantize.models import captured as captured_words
 from .executorch_models import BATCH, IDENTITY, capture_checkpoint, sequence, size
 from .integers import with_integers
 from .test_onnx_fuse import operations
@@ -184,3 +186,24 @@ def test_rows_are_rounded_in_one_pass_and_zero_points_are_made_once(checkpoint, 
         assert similar.min() > 0.999
         alone = session.run({name: value[-1:] for name, value in feeds.items()})["last_hidden_state"]
         np.testing.assert_allclose(alone[0], actual[-1], atol=1e-5)  # a row does not depend on its neighbours
+
+
+# --- a table that is the head too -------------------------------------------------------------------------------------
+
+
+def test_a_table_that_is_the_head_too_is_stored_once_and_its_sums_never_saturate(tmp_path):
+    """Every weight is as large as its pair may be, and so is every input: sums in 16 bits would overflow otherwise."""
+    module = TiedHead()
+    with torch.no_grad():
+        module.table.weight[::2] = 0.8
+        module.table.weight[1] = -0.8
+    program = with_integers(captured_words(module), ROUNDED)
+    session = lowered(program, tmp_path)
+    counted = operations(session.path)
+    assert (counted["GatherBlockQuantized"], counted["MatMulNBits"], counted["MatMulIntegerToFloat"]) == (1, 1, 0)
+    (weight,) = program.quantized.values()
+    unsigned = (weight.integers.numpy().astype(np.int16) + 128).astype(np.uint8)
+    assert session.path.read_bytes().count(unsigned.tobytes()) == 1
+    for x in (np.array([[0, 1, 2, 3]]), np.arange(40)[None]):
+        wanted = run(program.program, {"x": x})[0].numpy()
+        assert 0 < np.abs(session.run({"x": x})["y"] - wanted).max() < 0.02 * np.abs(wanted).max()

@@ -32,6 +32,18 @@ class Small(torch.nn.Module):
         return flat.reshape(hidden.shape)
 
 
+class TiedHead(torch.nn.Module):
+    """A table of 200 x 64, read by row, and what it gives multiplied with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.table = torch.nn.Embedding(200, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(torch.tanh(self.table(x)), self.table.weight)
+
+
 def captured(module: torch.nn.Module | None = None) -> Captured:
     """The model, captured as the export does it, its input named `x` and its output `y`."""
     module = (module or Small()).eval().requires_grad_(False)

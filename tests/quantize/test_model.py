@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from palmtop.quantize.sites import find_sites
 from palmtop.quantize.smooth import smooth
 from palmtop.runtime.errors import RequestError
 
-from .models import Small, captured, feeds
+from .models import Small, TiedHead, captured, feeds
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,16 @@ def test_a_preset_gives_every_weight_its_scheme(model):
     assert plan.weights["table.weight"] == PRESETS["int4"].embedding
     assert plan.weights["down"] == PRESETS["int4"].layer
     assert plan.precision == "int4"
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_a_table_that_is_the_head_too_is_stored_as_layers_are_where_these_round_their_inputs(preset):
+    model = captured(TiedHead())
+    (site,) = find_sites(model.program)
+    assert site.tied
+    assert preset_plan(model, preset).weights == {user_path(site.name): preset.layer}
+    weights_alone = dataclasses.replace(preset, layer=dataclasses.replace(preset.layer, activations="none"))
+    assert preset_plan(model, weights_alone).weights == {user_path(site.name): preset.embedding}
 
 
 def test_a_plan_of_another_model_is_refused_and_what_comes_close_is_named(model):

@@ -17,7 +17,7 @@ from executorch.exir import to_edge_transform_and_lower
 from palmtop.runtime.backends import executorch as backend
 from palmtop.runtime.backends.executorch_file import constants, describe
 from palmtop.runtime.errors import DamagedError, RequestError
-from palmtop.runtime.manifest import Artifact, Dim, StateSpec, TensorSpec
+from palmtop.runtime.manifest import CACHE_LAYOUT, Artifact, Dim, StateSpec, TensorSpec
 from palmtop.runtime.session import Session
 
 IDENTITY = "feedc0de"
@@ -233,9 +233,10 @@ class _Counter(torch.nn.Module):
         return self.sum * 1.0
 
 
-def test_states_do_not_leak_into_each_other_and_begin_as_zeros(tmp_path):
+def _counting(folder, layout):
+    """A session with one state of this layout, and a function that adds to a state and says what is in it."""
     program = torch.export.export(_Counter(), (torch.ones(1, 3),))
-    (tmp_path / "model.pte").write_bytes(to_edge_transform_and_lower(program).to_executorch().buffer)
+    (folder / "model.pte").write_bytes(to_edge_transform_and_lower(program).to_executorch().buffer)
     dims = (Dim(size=1), Dim(size=3))
     artifact = Artifact(
         "executorch",
@@ -243,16 +244,40 @@ def test_states_do_not_leak_into_each_other_and_begin_as_zeros(tmp_path):
         "fp32",
         (TensorSpec("x", "float32", dims),),
         (TensorSpec("output", "float32", dims),),
-        states=(StateSpec("sum", "float32", dims, "row-major"),),
+        states=(StateSpec("sum", "float32", dims, layout),),
     )
-    session = Session(artifact, backend.ExecutorchRunner(tmp_path / "model.pte", artifact, 1))
-    one, other = session.new_state(), session.new_state()
+    session = Session(artifact, backend.ExecutorchRunner(folder / "model.pte", artifact, 1))
 
     def add(value, state):
         return session.run({"x": np.full((1, 3), value)}, state)["output"][0, 0]
 
+    return session, add
+
+
+def test_states_do_not_leak_into_each_other_and_begin_as_zeros(tmp_path):
+    session, add = _counting(tmp_path, "row-major")
+    one, other = session.new_state(), session.new_state()
     assert [add(1, one), add(10, other), add(2, one), add(20, other)] == [1, 10, 3, 30]
     del one
     again = session.new_state()
     assert [add(5, again), add(1, other), add(5, again)] == [5, 31, 10]
     assert [add(7, None), add(7, None)] == [7, 7]
+
+
+def test_a_cache_that_nobody_holds_any_more_serves_the_next_conversation(tmp_path):
+    """Its old keys are behind the mask, and loading anew would take as long as many tokens."""
+    session, add = _counting(tmp_path, CACHE_LAYOUT)
+    one, other = session.new_state(), session.new_state()
+    assert [add(1, one), add(10, other)] == [1, 10]
+    del one
+    again, third = session.new_state(), session.new_state()
+    assert [add(2, again), add(20, other), add(3, third)] == [3, 30, 3]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_cache_with_what_no_mask_can_hide_is_not_used_again(tmp_path, value):
+    session, add = _counting(tmp_path, CACHE_LAYOUT)
+    state = session.new_state()
+    assert not np.isfinite(add(value, state))
+    del state
+    assert add(2, session.new_state()) == 2
