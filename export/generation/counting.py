@@ -13,18 +13,22 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _SUMS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
+_BEYOND = (torch.gt, torch.Tensor.gt, torch.Tensor.__gt__)
 
 
 class CountedFrom(TorchFunctionMode):
     """Inside the block, `arange(start, start + n)` and `table[:, start : start + n]` are made without reading `start`.
 
+    Whether `start + n` is beyond a limit (where a table ends, say) is answered where every start has the same answer.
+
     Args:
         start: (1,), int64. What it is added to must be a size, not another tensor.
+        most: how large it may be.
     """
 
-    def __init__(self, start: torch.Tensor):
+    def __init__(self, start: torch.Tensor, most: int | torch.SymInt):
         super().__init__()
-        self.start = start
+        self.start, self.most = start, most
         self._beyond: list[tuple[torch.Tensor, Any]] = [(start, 0)]
 
     def __enter__(self) -> CountedFrom:
@@ -46,6 +50,10 @@ class CountedFrom(TorchFunctionMode):
             found = self._sliced(*args)
             if found is not None:
                 return found
+        if func in _BEYOND and len(args) == 2 and isinstance(args[1], int):
+            before = self._number(args[0])
+            if before is not None and before + self.most <= args[1]:
+                return False
         result = func(*args, **kwargs)
         if func in _SUMS and len(args) == 2:
             first, second = args if isinstance(args[0], torch.Tensor) else reversed(args)

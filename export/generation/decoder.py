@@ -7,8 +7,9 @@ wants to be called is found by trying: what gives the logits of the whole sequen
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +88,7 @@ class Decoder:
 
     def __init__(self, model: torch.nn.Module):
         self.model = model
-        self.parameters = inspect.signature(model.forward).parameters
+        self.parameters: Mapping[str, inspect.Parameter] = inspect.signature(model.forward).parameters
         self.layers = self._layers()
 
     # --- the two programs -------------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ class Decoder:
     def fixed(self, context: int) -> Part:
         """The cache as inputs and outputs of a constant length, of which the first `start` positions are filled."""
         candidates = [Form(positions, shifts) for shifts in (False, True) for positions in self._positions()]
-        form = self._form(self._fixed_steps, candidates)
+        form = self._form(functools.partial(self._fixed_steps, context=context), candidates)
         names = self._names()
         # What shifts by a whole context has no position before the new ones, which torch.export takes for another case.
         one, sequence = Dim(size=1), Dim(symbol="sequence", min=1, max=context - form.shifts)
@@ -167,7 +168,7 @@ class Decoder:
         options = {self.mask: mask}
         if form.positions:
             options[self.positions] = (torch.arange(length) + start)[None]
-        with CountedFrom(start):
+        with CountedFrom(start, context - length):
             logits = self._logits(model, ids, cache, options, beside)
         return [logits, *cache_tensors(cache)]
 
@@ -258,8 +259,10 @@ class Decoder:
             logits, *tensors = self._call_growing(self.model, form, ids, tensors, self._tried_beside())
             yield logits[0, -1]
 
-    def _fixed_steps(self, form: Form) -> Iterator[torch.Tensor]:
-        tensors = [torch.zeros(1, heads, sum(_TRIED) + 2, depth) for heads, depth in self._shapes()]
+    def _fixed_steps(self, form: Form, context: int) -> Iterator[torch.Tensor]:
+        """In a cache of the length that it will have: what a window does is seen where the cache is longer than it."""
+        context = max(context, sum(_TRIED) + 2)
+        tensors = [torch.zeros(1, heads, context, depth) for heads, depth in self._shapes()]
         for ids, start in self._steps():
             given = self._tried_beside()
             logits, *tensors = self._call_fixed(self.model, form, ids, Unread.of([start]), tensors, given)

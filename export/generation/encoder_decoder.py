@@ -7,10 +7,12 @@ needed no more; the decoder takes those beside its tokens and its cache.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -69,7 +71,12 @@ class EncoderDecoder(Decoder):
         # A mask of what the encoder read serves the decoder where it gives a position for each that it reads.
         self.has_mask = MASK in self.row and self.row[MASK].shape[1] == self.encoded
         self.makes_mask = not self.has_mask and told.mask is not None and told.mask.shape == (1, self.encoded)
+        self.most: int | None = None  # positions that the encoder gives for the longest input, once it is known
         super().__init__(model)
+        if isinstance(getattr(model.config, "decoder", None), PretrainedConfig):
+            # A model made of two others hands on to its decoder what begins so.
+            taken = inspect.signature(_decoder_of(model).forward).parameters
+            self.parameters = {**self.parameters, **{f"decoder_{name}": taken[name] for name in taken}}
 
     # --- the encoder ------------------------------------------------------------------------------------------------
 
@@ -129,17 +136,29 @@ class EncoderDecoder(Decoder):
 
     def _encoded_axis(self) -> Dim:
         """Constant for an encoder that always reads as much; else up to what the longest input gives."""
-        share = 0.0
+        longest = self.row
         for spec in self.inputs:
             for axis, dim in enumerate(spec.dims[1:], start=1):
                 if dim.is_constant:
                     continue
                 if dim.largest is None:
                     return Dim(symbol="encoded", min=1, max=None)
-                share = max(share, dim.largest / self.example[spec.name].shape[axis])
-        if not share:
+                if self.row[spec.name].shape[axis] == self.encoded:  # a position for each that is read
+                    return Dim(symbol="encoded", min=1, max=dim.largest)
+                places = torch.arange(dim.largest) % longest[spec.name].shape[axis]
+                longest = {**longest, spec.name: longest[spec.name].index_select(axis, places)}
+        if longest is self.row:
             return Dim(size=self.encoded)
-        return Dim(symbol="encoded", min=1, max=int(-(-self.encoded * share // 1)))
+        if self.most is None:
+            self.most = self._encoded(longest)
+        return Dim(symbol="encoded", min=1, max=self.most)
+
+    def _encoded(self, row: Tensors) -> int:
+        """How many positions the encoder gives: strides and edges of convolutions make that no share of the length."""
+        with torch.no_grad():
+            given = {self.tokens: torch.tensor([[self.start]])}
+            states = self.model(**row, **given, use_cache=False, return_dict=True).encoder_last_hidden_state
+        return states.shape[1]
 
     def _logits(
         self, model: torch.nn.Module, ids: torch.Tensor, cache: Cache, options: Tensors, beside: Tensors
@@ -190,6 +209,11 @@ def crossing(model: torch.nn.Module, mask: torch.Tensor | None = None) -> Iterat
         yield told
     finally:
         handle.remove()
+
+
+def _decoder_of(model: torch.nn.Module) -> torch.nn.Module:
+    found: torch.nn.Module = model.get_decoder()  # type: ignore[operator]
+    return found
 
 
 def _no_encoder(model: torch.nn.Module) -> UnsupportedError:

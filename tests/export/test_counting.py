@@ -1,7 +1,9 @@
 """Positions that begin at a number which is an input."""
 
+import pytest
 import torch
 from palmtop.export.generation.counting import CountedFrom
+from palmtop.export.generation.decoder import Unread
 
 
 class Positions(torch.nn.Module):
@@ -9,7 +11,7 @@ class Positions(torch.nn.Module):
 
     def forward(self, ids: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         table = torch.arange(40).mul(3)[None]
-        with CountedFrom(start):
+        with CountedFrom(start, 16):
             return torch.arange(start, start + ids.shape[1]), table[:, start : ids.shape[1] + start]
 
 
@@ -24,9 +26,17 @@ def test_a_captured_range_and_slice_begin_where_the_input_says():
     assert slices.tolist() == [[21, 24, 27, 30]]
 
 
+def test_whether_a_table_is_long_enough_is_answered_for_every_start():
+    start = torch.tensor([3]).as_subclass(Unread)
+    with CountedFrom(start, 16):
+        assert not 2 + start + 5 > 23  # the last of 16 + 7 positions
+        with pytest.raises(TypeError, match="depends on an input"):
+            bool(2 + start + 5 > 22)
+
+
 def test_other_ranges_and_slices_are_as_ever():
     arange = torch.arange
-    with CountedFrom(torch.tensor([3])):
+    with CountedFrom(torch.tensor([3]), 16):
         assert torch.arange(2, 5).tolist() == [2, 3, 4]
         assert torch.arange(6)[1:3].tolist() == [1, 2]
     assert torch.arange is arange

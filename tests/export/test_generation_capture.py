@@ -162,6 +162,20 @@ def test_every_architecture_goes_through_one_route(kind, way):
     assert max(found) < NOISE["fp32"]
 
 
+def test_a_window_wider_than_what_is_tried_is_counted_from_the_last_key():
+    torch.manual_seed(3)
+    config = AutoConfig.for_model("gpt_neo", **{**KINDS["gpt_neo"], "window_size": 12})
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+    part, ids = Decoder(model).fixed(CONTEXT), torch.from_numpy(tokens())
+    state = {name: value * 0 for name, value in part.example.items() if name.startswith("past_")}
+    for place in range(ids.shape[1]):
+        given = {"input_ids": ids[:, place : place + 1], "start": torch.tensor([place]), **state}
+        logits, *after = part.call(model, given)
+        state = dict(zip(state, after, strict=True))
+    wanted = model(input_ids=ids, use_cache=False).logits[0, -1]
+    assert distance(logits[0, -1].numpy(), wanted.numpy()) < NOISE["fp32"]
+
+
 @pytest.mark.parametrize(
     ("target", "kind"),
     [
