@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,26 @@ def run(model_type: str, task: str, targets: Sequence[str] = TARGETS, true_shape
             result["targets"] = {target: _missed("no checkpoint", error) for target in targets}
             return result
         result |= {"model": made.model_class, "parameters": made.parameters, "kept": list(made.kept)}
-        left = list(targets)
-        while left:  # one format's failure says nothing of the others
-            found = _export(folder, task, left)
-            failed = _failed(found)
-            result["targets"] |= {target: found[target] for target in failed or left}
-            left = [target for target in left if failed and target not in failed]
+        result["targets"] = apart(lambda chosen: _export(folder, task, chosen), list(targets))
     result["seconds"] = round(time.perf_counter() - began, 1)
     return result
+
+
+def apart(
+    export: Callable[[Sequence[str]], dict[str, dict[str, Any]]], targets: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """What came of each format, for all that an export of several says of one: a failure is not the others'.
+
+    Formats that the error names are left out of the next export; where it names none, each is exported alone.
+    """
+    found = export(targets)
+    if len(targets) == 1 or not any("reason" in entry for entry in found.values()):
+        return found
+    failed = _named(found)
+    rest = [target for target in targets if target not in failed]
+    if not failed:
+        return {target: export([target])[target] for target in rest}
+    return {target: found[target] for target in failed} | (apart(export, rest) if rest else {})
 
 
 def _export(folder: Path, task: str, targets: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -81,16 +93,10 @@ def _export(folder: Path, task: str, targets: Sequence[str]) -> dict[str, dict[s
     return measured
 
 
-def _failed(found: dict[str, dict[str, Any]]) -> list[str]:
-    """The formats that an export of several broke at, as its error names them; none: all went well, or none could."""
-    entry = next(iter(found.values()))
-    if entry["status"] == "verified" or len(found) == 1:
-        return []
-    text = entry["reason"]
-    named = [t for t in found if re.search(rf"(^|\s){t}[:/]|\bto {_TITLES[t]}\b", text, re.MULTILINE)]
-    if named:
-        return named
-    return [] if entry["status"] in ("refused", "error") else [next(iter(found))]
+def _named(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The formats that an export of several broke at, as its error names them."""
+    text = next(entry["reason"] for entry in found.values() if "reason" in entry)
+    return [t for t in found if re.search(rf"(^|[\s/]){t}[:/]|\b{_TITLES[t]}\b", text, re.MULTILINE)]
 
 
 def _missed(status: str, error: BaseException, code: int | None = None) -> dict[str, Any]:

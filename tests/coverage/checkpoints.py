@@ -211,9 +211,18 @@ def _settings(config: PretrainedConfig, task: str, tokenizer: Any) -> dict[str, 
             if token is not None and (role in ("pad", "bos", "eos") or hasattr(config, f"{role}_token_id")):
                 settings[f"{role}_token_id"] = token
         if getattr(config, "is_encoder_decoder", False):
-            start = settings.get("bos_token_id", settings.get("pad_token_id", 0))
-            settings["decoder_start_token_id"] = settings.get("pad_token_id", start)
+            other = settings.get("pad_token_id", settings.get("bos_token_id", 0))
+            settings["decoder_start_token_id"] = settings.get(f"{_start_role(config)}_token_id", other)
     return settings
+
+
+def _start_role(config: PretrainedConfig) -> str:
+    """Which special token the decoders of a type begin with, by its default configuration; padding, where none."""
+    start = getattr(config, "decoder_start_token_id", None)
+    roles = ("pad", "eos", "bos")
+    return next(
+        (role for role in roles if start is not None and getattr(config, f"{role}_token_id", None) == start), "pad"
+    )
 
 
 def _fit_tokens(config: PretrainedConfig, tokenizer: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ def _from_pieces(cls: type, folder: Path, max_length: int) -> PreTrainedTokenize
     named = [str(token) for token in empty.all_special_tokens]
     spaced = metaspace().model
     state = json.loads(Tokenizer(spaced).to_str())["model"]
-    tokens = list(dict.fromkeys([*named, "<unk>", *state["vocab"], "▁"]))
+    takes_bytes = getattr(empty.backend_tokenizer.model, "byte_fallback", True)
+    pieces = [piece for piece in state["vocab"] if takes_bytes or not re.fullmatch("<0x..>", piece)]
+    tokens = list(dict.fromkeys([*named, "<unk>", *pieces, "▁"]))
     scored = [(token, 0.0 if index < len(named) else -1.0 - index / 100) for index, token in enumerate(tokens)]
     for arguments in (
         {"vocab": {token: index for index, token in enumerate(tokens)}, "merges": [tuple(m) for m in state["merges"]]},
