@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from palmtop.runtime.bundle import Bundle
+from palmtop.runtime.fitting import fit_feeds
 from palmtop.runtime.inspect import artifact_size
-from palmtop.runtime.verify import fit_feeds
 
 Feeds = dict[str, np.ndarray]
 

@@ -21,8 +21,9 @@ from ..runtime.errors import DamagedError, ParityError, RequestError, Unsupporte
 from ..runtime.golden import GoldenCase, write_golden
 from ..runtime.manifest import MANIFEST_NAME, Artifact, File, Manifest, canonical_json
 from ..runtime.parity import Noise
+from ..runtime.reports import ArtifactReport, Report
 from ..runtime.session import Session
-from ..runtime.verify import ArtifactReport, Case, Report
+from ..runtime.verify import Case
 from .aside import beside, worthwhile
 from .capture import Captured
 from .card import write_card

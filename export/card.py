@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..runtime.manifest import Manifest
-from ..runtime.verify import Report
+from ..runtime.reports import Report
 
 # Sections of a source card that a mobile card must not lose, by words in their headings.
 _CARRIED = (

@@ -15,7 +15,7 @@ from ..quantize.scheme import PRESETS, Plan, Preset, Scheme
 from ..quantize.search import Table, Trial, best, pareto, search
 from ..quantize.sites import find_sites
 from ..runtime.errors import ParityError, RequestError
-from ..runtime.verify import ArtifactReport
+from ..runtime.reports import ArtifactReport
 from .capture import Captured
 from .modules import user_path
 from .quantization import (

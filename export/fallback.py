@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..runtime.manifest import Artifact
-from ..runtime.verify import ArtifactReport, Case
+from ..runtime.reports import ArtifactReport
+from ..runtime.verify import Case
 from .capture import Captured
 from .suspects import Suspect, overflow_reason, suspects
 from .targets import Options, Target

@@ -16,9 +16,10 @@ from ..runtime.golden import GoldenCase
 from ..runtime.labelled import Dataset, read_data
 from ..runtime.manifest import Artifact, Manifest
 from ..runtime.pipelines import pipeline_over
+from ..runtime.reports import ArtifactReport
 from ..runtime.session import Session
 from ..runtime.tokenizer import Tokenizer
-from ..runtime.verify import ArtifactReport, decides, golden_cases
+from ..runtime.verify import decides, golden_cases
 from .capture import Captured
 from .compress import Attempt, Request
 from .quantization import Feeds, carried, single_rows

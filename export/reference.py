@@ -193,7 +193,7 @@ def _size(case: Case) -> int:
 
 
 def valid_reference_rows(output: np.ndarray, spec: TensorSpec, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Rows of a reference output without padded positions, as `runtime.verify.valid_rows` does for an artifact."""
+    """Rows of a reference output without padded positions, as `runtime.fitting.valid_rows` does for an artifact."""
     mask = feeds.get("attention_mask")
     if mask is None:
         return [output]

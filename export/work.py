@@ -16,7 +16,8 @@ from ..runtime.errors import DamagedError
 from ..runtime.gate import Least
 from ..runtime.manifest import Artifact, Manifest
 from ..runtime.parity import Noise
-from ..runtime.verify import ArtifactReport, Case, verify_artifact
+from ..runtime.reports import ArtifactReport
+from ..runtime.verify import Case, verify_artifact
 from .capture import Captured
 from .mapped import release
 from .targets import Target

@@ -23,14 +23,16 @@ from .backends.coreml import INTERPRETER
 from .bench_inputs import example_calls, feeds_of_length, lengths_of
 from .bundle import Bundle
 from .errors import RequestError
+from .fitting import fit_feeds
 from .gate import later, of_one_input
 from .golden import GoldenCase
 from .inspect import artifact_size
 from .manifest import Artifact
 from .parity import Comparison, Noise, bound_for
 from .pipelines import Pipeline, pipeline_over
+from .reports import ArtifactReport
 from .session import Session
-from .verify import ArtifactReport, fit_feeds, golden_cases, recorded_noise, verify_artifact
+from .verify import golden_cases, recorded_noise, verify_artifact
 
 EAGER = "eager"
 # However little time is given: fewer calls say nothing of their spread.

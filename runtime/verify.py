@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ import numpy as np
 from .bundle import Bundle
 from .cause import Cause
 from .errors import PalmtopError, RequestError
+from .fitting import fit_feeds, valid_rows
 from .gate import Least, asked, later
 from .golden import Continuation, Expected, GoldenCase
 from .manifest import Artifact, TokenizerSpec
-from .parity import Agreement, Bound, Comparison, Measure, Noise, bound_for
+from .parity import Agreement, Bound, Comparison, Noise, bound_for
 from .preprocess import text_preparer
+from .reports import ArtifactReport, Report
 from .session import Session
 from .tokenizer import Tokenizer
 
@@ -49,90 +51,6 @@ class Case:
     feeds: dict[str, np.ndarray]
     expected: dict[str, list[Expected]]
     generated: Continuation | None = None
-
-
-@dataclass
-class ArtifactReport:
-    """What was found about one artifact. `status` is `passed`, `failed` or `not executed` (then `reason` says why)."""
-
-    target: str
-    path: str
-    precision: str
-    status: str
-    engine: str | None = None
-    reason: str | None = None
-    measures: list[Measure] = field(default_factory=list)
-    agreement: Agreement | None = None
-    cases: int = 0
-    skipped: list[str] = field(default_factory=list)
-    cause: Cause | None = None
-    golden: dict[str, float] = field(default_factory=dict)  # of quantized ones, the agreement of outputs on these
-    seconds: float = 0.0  # all runs together, comparing included; no part of any file
-
-    @property
-    def problems(self) -> list[str]:
-        """Every reason for which the artifact failed."""
-        found = [measure.describe() for measure in self.measures if not measure.passed]
-        if self.agreement is not None and not self.agreement.passed:
-            wrong = self.agreement.decided - self.agreement.decided_same
-            if self.agreement.least is not None:
-                wrong = self.agreement.total - self.agreement.same
-            found.append(f"the task's decision differs {wrong} times out of {self.agreement.total}")
-        if self.reason and self.status == "failed":
-            found.insert(0, self.reason)
-        return found
-
-    @property
-    def agreed(self) -> float:
-        """The agreement of the output where it is least; 0 when the artifact could not be compared."""
-        return min((measure.agreement for measure in self.measures if not measure.nonfinite), default=0.0)
-
-    @property
-    def worst(self) -> Measure | None:
-        """The output that is farthest from the reference, in terms of what it is allowed."""
-        measured = [measure for measure in self.measures if measure.cases]
-        return max(measured, key=lambda m: (m.nonfinite, m.excess), default=None)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "target": self.target,
-            "path": self.path,
-            "precision": self.precision,
-            "status": self.status,
-            "engine": self.engine,
-            "reason": self.reason,
-            "cases": self.cases,
-            "skipped": self.skipped,
-            "outputs": [measure.to_json() for measure in self.measures],
-            "agreement": self.agreement.to_json() if self.agreement is not None else None,
-            "cause": self.cause.to_json() if self.cause is not None else None,
-        }
-
-
-@dataclass
-class Report:
-    """The reports of all artifacts. `passed` only when each was executed and passed or could not be executed here."""
-
-    reference: str
-    artifacts: list[ArtifactReport]
-    tokenizer: dict[str, Any] | None = None
-
-    @property
-    def failed(self) -> list[ArtifactReport]:
-        return [report for report in self.artifacts if report.status == "failed"]
-
-    @property
-    def passed(self) -> bool:
-        executed = any(report.status == "passed" for report in self.artifacts)
-        return executed and not self.failed and (self.tokenizer is None or self.tokenizer["passed"])
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "passed": self.passed,
-            "reference": self.reference,
-            "tokenizer": self.tokenizer,
-            "artifacts": [report.to_json() for report in self.artifacts],
-        }
 
 
 def verify_artifact(
@@ -380,46 +298,6 @@ def _reproduces(tokenizer: Tokenizer, prepare: Callable[[str], str], case: Golde
 def recorded_noise(bundle: Bundle) -> dict[str, Noise]:
     """The noise floor that was measured at export, by output (in the manifest's parity summary)."""
     return {name: Noise(**entry) for name, entry in bundle.manifest.parity.get("noise", {}).items()}
-
-
-def fit_feeds(
-    feeds: dict[str, np.ndarray], artifact: Artifact, tokenizer: TokenizerSpec | None
-) -> dict[str, np.ndarray] | None:
-    """Feeds padded to the next size the artifact takes, on the tokenizer's side.
-
-    None when they are too long for it, or are pictures or sounds of another size: padding is heard and seen.
-    """
-    pads = tokenizer.input_pad if tokenizer is not None else {}
-    left = tokenizer is not None and tokenizer.padding_side == "left"
-    by_row = all(spec.dims and spec.dims[0].constant == 1 for spec in artifact.inputs)
-    fitted = {}
-    for spec in artifact.inputs:
-        array = feeds[spec.name]
-        widths = []
-        for axis, (size, dim) in enumerate(zip(array.shape, spec.dims, strict=True)):
-            wanted = size if by_row and axis == 0 else dim.fit(size)  # the session runs a batch row by row
-            if wanted is None:
-                return None
-            extra = wanted - size
-            widths.append((extra, 0) if left and extra and axis else (0, extra))
-        if any(width != (0, 0) for width in widths):
-            if array.dtype.kind == "f" and any(width != (0, 0) for width in widths[1:]):
-                return None
-            array = np.pad(array, [(0, 0), *widths[1:]], constant_values=pads.get(spec.name, 0))
-            array = np.pad(array, [widths[0], *[(0, 0)] * (array.ndim - 1)], mode="edge")  # whole rows repeat
-        fitted[spec.name] = array
-    return fitted
-
-
-def valid_rows(output: np.ndarray, artifact: Artifact, name: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The rows of an output without their padded positions; the whole output for models without an attention mask."""
-    mask = feeds.get("attention_mask")
-    if mask is None:
-        return [output]
-    spec = artifact.output(name)
-    per_token = spec is not None and len(spec.dims) > 1 and spec.dims[1].symbol == "sequence" and mask.ndim == 2
-    per_token = per_token and output.shape[:2] == mask.shape  # not frames of a sound, which are fewer than its samples
-    return [row[mask[index] != 0] if per_token else row for index, row in enumerate(output)]
 
 
 def _scores(task: str, expected: Expected, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

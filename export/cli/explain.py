@@ -11,8 +11,9 @@ from ...runtime.errors import PalmtopError, RequestError
 from ...runtime.explain import OUTPUT, Explanation, Layer
 from ...runtime.manifest import Artifact
 from ...runtime.parity import bound_for
+from ...runtime.reports import ArtifactReport, Report
 from ...runtime.session import Session
-from ...runtime.verify import ArtifactReport, Case, Report, recorded_noise, worst_row
+from ...runtime.verify import Case, recorded_noise, worst_row
 from .console import Console
 
 # Explains one artifact, opened, on one case.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...runtime.errors import RequestError
 from ...runtime.manifest import Artifact
 from ...runtime.parity import Measure
-from ...runtime.verify import ArtifactReport, Report
+from ...runtime.reports import ArtifactReport, Report
 from ..collector import seldom
 from ..targets import TARGETS
 from .console import Console, print_json, size

@@ -9,8 +9,9 @@ from ...runtime.bundle import Bundle
 from ...runtime.errors import RequestError
 from ...runtime.explain import Explanation
 from ...runtime.parity import Noise
+from ...runtime.reports import Report
 from ...runtime.textfile import read_texts
-from ...runtime.verify import Case, Report, golden_cases, verify_bundle
+from ...runtime.verify import Case, golden_cases, verify_bundle
 from .console import Console, print_json
 from .explain import Explain, alone, explain_alone, explain_report, explanations_json, show_explanations
 from .export import artifact_sizes, show_report

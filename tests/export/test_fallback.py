@@ -13,7 +13,8 @@ from palmtop.export.suspects import Suspect
 from palmtop.runtime.bundle import Bundle
 from palmtop.runtime.errors import ParityError
 from palmtop.runtime.parity import Bound, Measure
-from palmtop.runtime.verify import ArtifactReport, verify_bundle
+from palmtop.runtime.reports import ArtifactReport
+from palmtop.runtime.verify import verify_bundle
 
 from .overflowing import LostDigits, LoudChannel, LoudMiddle, LoudScores
 

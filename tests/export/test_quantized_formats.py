@@ -20,10 +20,10 @@ from palmtop.export.targets import Options, get_target
 from palmtop.quantize.execute import run
 from palmtop.quantize.scheme import PRESETS
 from palmtop.runtime.bundle import Bundle
+from palmtop.runtime.fitting import fit_feeds
 from palmtop.runtime.labelled import read_data
 from palmtop.runtime.session import Session
 from palmtop.runtime.tokenizer import Tokenizer
-from palmtop.runtime.verify import fit_feeds
 from transformers import BertModel
 
 TARGETS = ("onnx", "coreml", "executorch")
