@@ -1,4 +1,4 @@
-"""Whisper from its checkpoint through ONNX to text, beside Transformers: times, languages, tasks, long sounds."""
+"""Whisper from its checkpoint through every format to text, beside Transformers: times, languages, tasks, windows."""
 
 import pytest
 import transformers
@@ -14,17 +14,23 @@ TASK = "automatic-speech-recognition"
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whisper")
-    source, bundle = tiny_whisper(folder), tmp_path_factory.mktemp("out") / "whisper.bundle"
-    export_checkpoint(source, bundle, to=("onnx",))
+def exported(tmp_path_factory):
+    """The checkpoint, and its bundle in all formats."""
+    source, bundle = tiny_whisper(tmp_path_factory.mktemp("whisper")), tmp_path_factory.mktemp("out") / "whisper.bundle"
+    export_checkpoint(source, bundle)
+    return source, bundle
+
+
+@pytest.fixture(scope="module", params=["onnx", "coreml", "executorch"])
+def both(exported, request):
+    source, bundle = exported
     pipe = transformers.pipeline(TASK, model=str(source), device="cpu", dtype="float32")
 
     def greedy(sound, beams=1, **options):
         told = {"num_beams": beams, **options.pop("generate_kwargs", {})}
         return pipe(sound, generate_kwargs=told, **options)
 
-    return load(bundle, threads=1), greedy
+    return load(bundle, target=request.param, threads=1), greedy
 
 
 def plain(result):
