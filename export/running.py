@@ -11,6 +11,11 @@ from ..runtime.errors import PalmtopError, UnsupportedError
 
 # How PyTorch says that there is no more memory on a CPU.
 _NO_MEMORY = "allocate memory"
+_OTHERWISE = "choose another --task, or export the module with inputs of your own (palmtop.export.export_module)"
+# What can be done about what models say, by a part of it.
+_REMEDIES = {
+    "no padding token": "set pad_token_id in its config.json: the token that its tokenizer pads with, or its end token",
+}
 
 
 class NotRun(UnsupportedError):
@@ -33,8 +38,8 @@ def running(model: torch.nn.Module, inputs: Iterable[str]) -> Iterator[None]:
             raise MemoryError(str(error)) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+        remedy = next((remedy for part, remedy in _REMEDIES.items() if part in said), _OTHERWISE)
         raise NotRun(
             f"{type(model).__name__} does not run on what palmtop feeds it ({', '.join(inputs)}): {said}\n"
-            "Remedy: choose another --task, or export the module with inputs of your own "
-            "(palmtop.export.export_module)."
+            f"Remedy: {remedy}."
         ) from error

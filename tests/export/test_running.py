@@ -29,6 +29,11 @@ def test_what_a_model_says_is_told_with_its_inputs_and_a_remedy():
     assert "ValueError: You have to specify bbox\nRemedy: " in str(caught.value)
 
 
+def test_a_classifier_that_cannot_tell_padding_from_text_is_told_where_to_say_it():
+    with pytest.raises(NotRun, match="Remedy: set pad_token_id"), running(Choosy(), ["input_ids"]):
+        raise ValueError("Cannot handle batch sizes > 1 if no padding token is defined.")
+
+
 def test_a_full_memory_is_told_as_that():
     with pytest.raises(MemoryError), running(Choosy(), ["input_ids"]):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
