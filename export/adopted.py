@@ -11,9 +11,10 @@ from torch.utils import _pytree as pytree
 
 from ..runtime.errors import UnsupportedError
 from ..runtime.manifest import Dim, TensorSpec
-from .capture import Captured, bounds, output_specs
+from .capture import Captured
 from .normalize import normalize
 from .repeatable import refuse_randomness, refuse_state
+from .sizes import bounds, output_specs
 
 _WRAPPER = "model"
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from ..runtime import coldstart
-from ..runtime.bench import EAGER, Contender
+from ..runtime.bench import Contender
+from ..runtime.bench_report import EAGER
 from ..runtime.bundle import Bundle
 from ..runtime.errors import PalmtopError, RequestError
 from ..runtime.manifest import Artifact

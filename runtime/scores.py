@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .bench import EAGER, Contender, Described
+from .bench import Contender
+from .bench_report import EAGER, Described
 from .bundle import Bundle
 from .errors import RequestError
 from .evaluation import agreement, evaluate, predictor, steps

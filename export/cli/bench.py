@@ -11,7 +11,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ...runtime.bench import EAGER, BenchReport, Contender, Entry, Settings, bench
+from ...runtime.bench import Contender, bench
+from ...runtime.bench_report import EAGER, BenchReport, Entry, Settings
 from ...runtime.bundle import Bundle
 from ...runtime.errors import ParityError, RequestError
 from ...runtime.labelled import FIELDS
