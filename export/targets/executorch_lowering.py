@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from executorch.exir import (
     to_edge_transform_and_lower,
 )
 from executorch.exir.delegate import executorch_call_delegate
+from executorch.exir.sym_util import eval_upper_bound
 from torch.export import ExportedProgram
 
 from ...runtime.backends.executorch import IDENTITY_METHOD
@@ -50,7 +52,7 @@ def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path)
             keep = (artifact.quantization or {}).get("keep_fp32", ())
             half_precision(program, keep, to_half=to_half, to_float=to_float)
         rewrite(program, rounds=any(each.scheme.activations != "none" for each in captured.quantized.values()))
-        with uncopied(program), stored_once():
+        with uncopied(program), stored_once(), _any_convolution():
             edge = to_edge_transform_and_lower(
                 program,
                 transform_passes=[known_slices, plain_reshapes],
@@ -65,6 +67,13 @@ def write_pte(captured: Captured, artifact: Artifact, identity: str, path: Path)
             with path.open("wb") as file:
                 manager.write_to_file(file)
     _check_kernels(path)
+
+
+def _any_convolution() -> contextlib.AbstractContextManager[None]:
+    """PyTorch chooses a library for each convolution that it traces, oneDNN's by how many numbers the input has, and
+    then holds the program to inputs on the same side of that number.
+    """
+    return torch.backends.mkldnn.flags(enabled=False)
 
 
 def _whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def _writes_in_place(edge: EdgeProgramManager) -> bool:
 
 
 def _check_axes(program: ExportedProgram, artifact: Artifact) -> None:
-    """Taking an operation apart may have settled a size that should vary; executorch would go on without a word."""
+    """Taking an operation apart may have settled or bounded a size; executorch would go on without a word."""
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     for name, spec in zip(program.graph_signature.user_inputs, artifact.inputs, strict=True):
         for axis, (size, dim) in enumerate(zip(values[name].shape, spec.dims, strict=True)):
@@ -122,6 +131,12 @@ def _check_axes(program: ExportedProgram, artifact: Artifact) -> None:
                 raise UnsupportedError(
                     f"Lowering to ExecuTorch fixes axis {axis} of '{spec.name}' ({dim}) to {size}.\n"
                     "Remedy: export with --static, or with --lengths and one length."
+                )
+            largest = size if isinstance(size, int) else eval_upper_bound(size)
+            if dim.largest is not None and largest < dim.largest:
+                raise UnsupportedError(
+                    f"Lowering to ExecuTorch bounds axis {axis} of '{spec.name}' ({dim}) by {largest}.\n"
+                    "Remedy: export with --static, or leave this format out (--to onnx,coreml)."
                 )
 
 

@@ -367,6 +367,13 @@ def test_an_axis_that_lowering_would_fix_is_refused(block):
         executorch_lowering._check_axes(fixed, plan(program, Options()))
 
 
+def test_an_axis_that_lowering_would_bound_is_refused(block):
+    _, program = block
+    bounded = program.specialize({"batch": size(1), "sequence": sequence(20)}).program
+    with pytest.raises(UnsupportedError, match=r"bounds axis 1 of 'x' \(sequence=1..40\) by 20(.|\n)*--static"):
+        executorch_lowering._check_axes(bounded, plan(program, Options()))
+
+
 def test_a_failure_inside_executorch_names_operation_module_and_remedy(tmp_path, monkeypatch, block):
     def fails(*args, **kwargs):
         raise RuntimeError("Missing out variants: {'aten::layer_norm'}")

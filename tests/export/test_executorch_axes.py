@@ -8,7 +8,7 @@ from palmtop.runtime.backends.executorch_file import describe
 from palmtop.runtime.manifest import Dim
 from torch import nn
 
-from .executorch_models import captured, lowered, run, sequence, size
+from .executorch_models import BATCH, captured, lowered, run, sequence, size
 
 CHOICES = Dim(symbol="choices", min=1, max=8)
 
@@ -40,6 +40,17 @@ def test_two_axes_may_vary_where_xnnpack_reshapes_with_one(tmp_path, module):
     assert describe(path)["methods"]["forward"]["delegates"], "what XNNPACK can take stays with it"
     for choices, length in ((2, 7), (8, 20), (3, 4)):
         x = torch.randn(choices, length, 8)
+        torch.testing.assert_close(run(artifact, tmp_path, x), module(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_convolution_takes_few_numbers_and_many(tmp_path):
+    """For PyTorch more than 20480 are many."""
+    torch.manual_seed(0)
+    module = Filter()
+    program = captured(module, (BATCH, sequence(4000), size(8)), torch.randn(2, 7, 8))
+    artifact, _ = lowered(program, tmp_path)
+    for length in (7, 3000):
+        x = torch.randn(1, length, 8)
         torch.testing.assert_close(run(artifact, tmp_path, x), module(x), rtol=1e-5, atol=1e-5)
 
 
