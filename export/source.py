@@ -5,7 +5,6 @@ Weights are read from safetensors alone. Code in the checkpoint runs only when `
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ from ..runtime.errors import DamagedError, PalmtopError, RequestError
 from .card import ModelCard, read_card
 from .inputs import kinds, parameters
 from .memory import Weights, weights_of
+from .refusals import refuse_folder, refuse_pickles, refuse_quantized
 from .sentence import SentenceModules, lower_casing, read_sentence_modules
 from .tasks import Task, fitting, get_task, infer_task
 from .tokenization.rebuild import rebuilt
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("palmtop")
 
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "tf_model.h5", "flax_model.msgpack")
 # What an image processor or a feature extractor is read from.
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # What a checkpoint consists of; a hub repository may hold gigabytes of other formats beside it.
@@ -180,8 +179,10 @@ def open_source(
     """
     wanted = get_task(task) if task is not None else None
     folder, name, found_revision = _locate(source, revision, trust_remote_code)
-    _check_files(folder, name)
+    refuse_folder(folder, name)
     config = _load_config(folder, name, trust_remote_code)
+    refuse_quantized(config, folder, name)
+    run_anywhere(config)
     embeds = wanted is None or wanted.name == "feature-extraction"
     sentence = read_sentence_modules(folder) if embeds else None
     chosen = fitting(wanted or infer_task(config, sentence is not None), config)
@@ -279,7 +280,7 @@ def _download(repo_id: str, revision: str | None, trust_remote_code: bool) -> tu
         wanted = [*_WANTED, "*.py"] if trust_remote_code else list(_WANTED)
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
         if not list(folder.glob("*.safetensors")):
-            _refuse_pickles(repo_id, HfApi().list_repo_files(repo_id, revision=folder.name))
+            refuse_pickles(repo_id, HfApi().list_repo_files(repo_id, revision=folder.name))
     except PalmtopError:
         raise
     except HFValidationError as error:
@@ -294,28 +295,6 @@ def _download(repo_id: str, revision: str | None, trust_remote_code: bool) -> tu
     return folder, repo_id, folder.name
 
 
-def _check_files(folder: Path, name: str) -> None:
-    if not (folder / "config.json").is_file():
-        hint = ""
-        if (folder / "manifest.json").is_file():
-            hint = " This is a palmtop bundle: use palmtop verify, run or inspect with it."
-        raise RequestError(f"{name} has no config.json, so it is not a Hugging Face checkpoint.{hint}")
-    if list(folder.glob("*.safetensors")):
-        return
-    _refuse_pickles(name, [path.name for path in folder.iterdir()])
-    raise RequestError(f"{name} has no weights: no .safetensors file beside its config.json.")
-
-
-def _refuse_pickles(name: str, files: list[str]) -> None:
-    pickles = sorted(file for file in files if any(fnmatch.fnmatch(file, pattern) for pattern in _PICKLES))
-    if pickles:
-        raise DamagedError(
-            f"{name} has its weights only as {', '.join(pickles)}, which may run code when read. palmtop reads "
-            "safetensors alone. Remedy: load it where you trust it and save it again: "
-            "AutoModel.from_pretrained(folder).save_pretrained(folder)."
-        )
-
-
 def _load_config(folder: Path, name: str, trust_remote_code: bool) -> PretrainedConfig:
     path = folder / "config.json"
     try:
@@ -324,6 +303,9 @@ def _load_config(folder: Path, name: str, trust_remote_code: bool) -> Pretrained
         raise DamagedError(f"config.json of {name} cannot be read: {_first_line(error)}") from error
     if not isinstance(data, dict):
         raise DamagedError(f"config.json of {name} is not a JSON object.")
+    names = data.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(entry, str) for entry in names):
+        raise DamagedError(f"config.json of {name} is not valid: its architectures are no list of names.")
     model_type = data.get("model_type")
     known = isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING
     own = data.get("auto_map")
@@ -346,6 +328,13 @@ def _load_config(folder: Path, name: str, trust_remote_code: bool) -> Pretrained
     except Exception as error:
         raise DamagedError(f"config.json of {name} is not valid: {_first_line(error)}") from error
     return config
+
+
+def run_anywhere(config: PretrainedConfig) -> None:
+    """Leave it to Transformers how attention is computed, where a config names kernels of the GPU it was trained on."""
+    for part in [config, *(getattr(config, name, None) for name in config.sub_configs)]:
+        if getattr(part, "_attn_implementation", None) not in (None, "eager", "sdpa"):
+            part._attn_implementation = None
 
 
 def _load_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
