@@ -118,12 +118,12 @@ def _attention(program: ExportedProgram, node: Node, rounds: bool = False) -> No
     build = _Builder(node)
     heads, depth = shapes[0][1], shapes[0][3]
     scale = given["scale"] if given["scale"] is not None else 1 / math.sqrt(depth)
-    if not rounds and str(shapes[0][0]) == "1" and isinstance(shapes[1][2], int):
+    if str(shapes[0][0]) == "1" and isinstance(shapes[1][2], int):
         grouped = _grouped_attention(build, query, key, value, mask, scale)
         if grouped is not None:
             return grouped
     query, key, value = (build(aten.flatten.using_ints, each, 0, 1) for each in (query, key, value))
-    if rounds and mask is not None:
+    if rounds and mask is not None and not isinstance(shapes[1][2], int):  # as many keys each time: sums alike
         key, value, mask = _steady(program, build, key, value, mask)
     scores = build(aten.bmm.default, build(aten.mul.Tensor, query, scale), build(aten.permute.default, key, [0, 2, 1]))
     if mask is not None and (_value(mask).dim() < 4 or str(_value(mask).shape[0]) == "1" == str(shapes[0][0])):

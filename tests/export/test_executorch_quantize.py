@@ -12,17 +12,21 @@ from palmtop.export.modules import user_path
 from palmtop.export.quantization import preset_plan, quantized
 from palmtop.export.targets import Options, executorch_shared
 from palmtop.export.targets.executorch import plan
+from palmtop.quantize import sites as quantize_sites
 from palmtop.quantize.execute import run as run_fp32
 from palmtop.quantize.scheme import PRESETS, Plan, Scheme
 from palmtop.quantize.sites import find_sites
 from palmtop.runtime.backends.executorch_file import describe
 from palmtop.runtime.errors import RequestError
+from palmtop.runtime.generation.decoder import Decoder
 from palmtop.runtime.manifest import Artifact
 from palmtop.runtime.session import Session
 from torch import nn
 
 from ..support.tiny import tiny_checkpoint
 from .executorch_models import BATCH, IDENTITY, capture_checkpoint, captured, lowered, run, sequence, size
+from .integers import with_integers
+from .test_generation_capture import at_once, captured_of, distance, tokens
 
 # What fp32 sums in another order differ by, and what 8-bit inputs of one or two layers do.
 _NOISE = 3e-6
@@ -434,3 +438,21 @@ def test_a_scheme_without_kernels_is_refused_by_name_with_the_nearest(scheme, ne
 def test_integers_need_a_plan():
     with pytest.raises(RequestError, match="fp32 and fp16, not int8"):
         plan(_program(Dense()), Options(precision="int8"))
+
+
+# --- decoders ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_quantized_decoder_writes_its_cache_in_place_and_repeats_no_keys(tmp_path, monkeypatch):
+    """Copies of a whole cache for every token take longer than layers of 8 bits."""
+    monkeypatch.setattr(quantize_sites, "_FEWEST", 128)
+    program = with_integers(captured_of("llama", "fixed"), _ROUNDED8)
+    assert len(program.quantized) >= 14
+    artifact, _, method = _lowered(program, tmp_path)
+    assert method["kernels"]["aten::index_put_"] == len(artifact.states) == 4
+    assert not any("expand" in name or name.startswith("aten::copy") for name in method["kernels"])
+    conversation = Decoder(Session.open(tmp_path, artifact, IDENTITY, threads=1)).start()
+    wanted = at_once("llama", tokens())
+    for length in (7, 1, 1):
+        logits = conversation.feed(tokens()[:, conversation.length : conversation.length + length])
+        assert 0 < distance(logits[0], wanted[conversation.length - 1]) < 0.1
