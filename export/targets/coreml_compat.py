@@ -284,6 +284,22 @@ def gelu_is_approximate_when_asked(stack: ExitStack) -> None:
     registered(stack, "gelu", translate)
 
 
+@workaround(_ALL, "1 / x is 1 / (x + 0.0001): slopes of ALiBi, and what is divided by small numbers, are off")
+def reciprocals_are_exact(stack: ExitStack) -> None:
+    """Core ML's `inverse` adds a number to what it divides by, of which the translation leaves the default."""
+
+    def translate(context: Any, node: Any) -> None:
+        from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+        from coremltools.converters.mil.mil import Builder as mb
+        from coremltools.converters.mil.mil import types
+
+        (x,) = _get_inputs(context, node, expected=1)
+        x = mb.cast(x=x, dtype="fp32") if types.is_int(x.dtype) else x
+        context.add(mb.real_div(x=types.nptype_from_builtin(x.dtype)(1), y=x, name=node.name))
+
+    registered(stack, "reciprocal", translate)
+
+
 @workaround(_ALL, "recurrent layers are unrolled, one copy of the layer for each step of the traced length")
 def recurrent_layers_by_overload(stack: ExitStack) -> None:
     """`aten.lstm.input` and its like are not registered, though `lstm`, `gru`, ... translate them.

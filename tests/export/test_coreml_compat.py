@@ -88,6 +88,17 @@ def test_gelu_by_tanh_is_not_the_exact_one(tmp_path):
         assert distance(run(wrong, {"x": x})["y"], torch.nn.functional.gelu(x, approximate="tanh")) > 1e-5
 
 
+def test_small_numbers_are_divided_by_as_they_are(tmp_path):
+    module = Call(lambda self, x: 1 / x)
+    captured = captured_module(module, TEXT)
+    x = torch.linspace(1e-3, 4, 30).reshape(1, 5, 6)
+    program = lowered(captured, tmp_path / "m.mlpackage")
+    assert distance(run(program, {"x": x})["y"], module(x)) < 1e-6
+    with without("reciprocals_are_exact"):
+        wrong = lowered(captured, tmp_path / "wrong.mlpackage")
+        assert distance(run(wrong, {"x": x})["y"], module(x)) > 1e-3
+
+
 @pytest.mark.parametrize("layer", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
 def test_a_recurrent_layer_stays_one(layer, tmp_path):
     torch.manual_seed(1)
