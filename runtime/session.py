@@ -28,6 +28,7 @@ class Session:
         self.artifact = artifact
         self.runner = runner
         self.path = path
+        self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in artifact.inputs}
         self.splits_batch = bool(artifact.inputs) and all(
             spec.dims and spec.dims[0].constant == 1 for spec in artifact.inputs
         )
@@ -76,10 +77,11 @@ class Session:
         Raises:
             RequestError: an input is missing, or a size is outside what the artifact takes.
         """
-        missing = [spec.name for spec in self.artifact.inputs if spec.name not in feeds]
-        if missing:
-            raise RequestError(f"Missing input {', '.join(missing)} for {self.artifact.path}.")
-        arrays = {spec.name: np.ascontiguousarray(feeds[spec.name], spec.dtype) for spec in self.artifact.inputs}
+        try:
+            arrays = {name: np.ascontiguousarray(feeds[name], dtype) for name, dtype in self._dtypes.items()}
+        except KeyError:
+            missing = [name for name in self._dtypes if name not in feeds]
+            raise RequestError(f"Missing input {', '.join(missing)} for {self.artifact.path}.") from None
         rows = len(next(iter(arrays.values()))) if arrays else 1
         if self.splits_batch and rows != 1:
             parts = [self._run({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(rows)]
@@ -91,7 +93,7 @@ class Session:
         find = get_backend(self.artifact.target).diagnose if self.path is not None else None
         if find is None or self.path is None:
             return None
-        arrays = {spec.name: np.ascontiguousarray(feeds[spec.name], spec.dtype) for spec in self.artifact.inputs}
+        arrays = {name: np.ascontiguousarray(feeds[name], dtype) for name, dtype in self._dtypes.items()}
         return find(self.path, self.artifact, arrays, bound)
 
     def _run(self, arrays: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
@@ -104,11 +106,12 @@ class Session:
 
 
 def _check(spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
-    fits = array.ndim == len(spec.dims) and all(
-        dim.admits(size)
-        and sizes.setdefault(dim.symbol or "", size if dim.symbol else 0) == (size if dim.symbol else 0)
-        for dim, size in zip(spec.dims, array.shape, strict=True)
-    )
-    if not fits:
-        dims = ", ".join(map(str, spec.dims))
-        raise RequestError(f"Input '{spec.name}' has shape {list(array.shape)}; the artifact takes [{dims}].")
+    """Raise RequestError for a shape that the artifact does not take. `sizes`: those of symbols, as far as known."""
+    if array.ndim == len(spec.dims):
+        for dim, size in zip(spec.dims, array.shape, strict=True):
+            if not dim.admits(size) or (dim.symbol and sizes.setdefault(dim.symbol, size) != size):
+                break
+        else:
+            return
+    dims = ", ".join(map(str, spec.dims))
+    raise RequestError(f"Input '{spec.name}' has shape {list(array.shape)}; the artifact takes [{dims}].")

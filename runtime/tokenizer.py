@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,7 @@ class Window:
     encoding: tokenizers.Encoding
 
     def __len__(self) -> int:
-        return len(self.encoding.ids)
+        return len(self.encoding)
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,13 @@ class Tokenizer:
         self._backend = backend
         self._clean_up = clean_up
         self._lock = threading.Lock()  # truncation is a setting of the backend, not an argument of a call
+        self._truncation: tuple[int, int, str] | None = None
         backend.no_padding()
         backend.no_truncation()
+        # Asked for with each text, so found once.
+        self._left = spec.padding_side == "left"
+        self._columns = [(_INPUTS[name], self._pad(name)) for name in spec.inputs]
+        self._specials = tuple(backend.num_special_tokens_to_add(pair) for pair in (False, True))
 
     @classmethod
     def open(cls, folder: Path, spec: TokenizerSpec) -> Tokenizer:
@@ -131,13 +136,12 @@ class Tokenizer:
             sequences = list(zip(sequences, [_checked(text, False) for text in pairs], strict=True))
         if not sequences:
             return []
-        settings: dict[str, Any] | None = None
-        if truncation is not None:
-            max_length = max_length or self.spec.max_length
-            self._check_room(sequences, pairs is not None, max_length, truncation, stride, add_special_tokens)
-            settings = {"max_length": max_length, "stride": stride, "strategy": truncation}
-            settings["direction"] = self.spec.truncation_side
         try:
+            settings = None
+            if truncation is not None:
+                max_length = max_length or self.spec.max_length
+                self._check_room(sequences, pairs is not None, max_length, truncation, stride, add_special_tokens)
+                settings = (max_length, stride, truncation)
             with self._lock:
                 self._set_truncation(settings)
                 if len(sequences) == 1:  # the batch call costs a thread pool
@@ -145,10 +149,13 @@ class Tokenizer:
                     found = [self._backend.encode(one, other, words, add_special_tokens)]
                 else:
                     found = self._backend.encode_batch(sequences, words, add_special_tokens)
+        except RequestError:
+            raise
         except BaseException as error:
             # The library raises bare Exception, and aborts in its Rust part arrive as a BaseException.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
+            _refuse_half_characters(sequences)
             raise RequestError(
                 f"This text cannot be cut to {max_length} tokens ({truncation}): {error}. "
                 "Shorten the part that is kept whole."
@@ -168,11 +175,12 @@ class Tokenizer:
         Raises:
             RequestError: a window is longer than the axis admits.
         """
-        size = self.padded_length(max(map(len, windows), default=0), length)
-        return {
-            name: _padded([_INPUTS[name](window.encoding) for window in windows], size, self._pad(name), self._left)
-            for name in self.spec.inputs
-        }
+        encodings = [window.encoding for window in windows]
+        size = self.padded_length(max(map(len, encodings), default=0), length)
+        rows = [_padded_rows(list(map(read, encodings)), size, pad, self._left) for read, pad in self._columns]
+        # All inputs in one array: between two runs of a model nothing is in the caches, and each call costs its code.
+        block = np.array(rows, np.int64).reshape(len(rows), len(encodings), size)
+        return dict(zip(self.spec.inputs, block, strict=True))
 
     def __call__(
         self,
@@ -237,7 +245,7 @@ class Tokenizer:
 
     def special_count(self, pair: bool = False) -> int:
         """How many special tokens are put around one text, or a pair."""
-        return self._backend.num_special_tokens_to_add(pair)
+        return self._specials[pair]
 
     @property
     def vocabulary_size(self) -> int:
@@ -260,18 +268,21 @@ class Tokenizer:
         """Whether tokens that continue a word are marked (`##ing`), so that words can be told apart."""
         return bool(getattr(self._backend.model, "continuing_subword_prefix", None))
 
-    @property
-    def _left(self) -> bool:
-        return self.spec.padding_side == "left"
-
     def _pad(self, name: str) -> int:
         return self.spec.input_pad.get(name, 1 if name == "special_tokens_mask" else 0)
 
-    def _set_truncation(self, settings: dict[str, Any] | None) -> None:
+    def _set_truncation(self, settings: tuple[int, int, str] | None) -> None:
+        """Length, stride and strategy, None to cut nothing; the lock is held."""
+        if settings == self._truncation:
+            return
         if settings is None:
             self._backend.no_truncation()
-        elif self._backend.truncation != settings:
-            self._backend.enable_truncation(**settings)
+        else:
+            longest, stride, strategy = settings
+            self._backend.enable_truncation(
+                max_length=longest, stride=stride, strategy=strategy, direction=self.spec.truncation_side
+            )
+        self._truncation = settings
 
     def _check_room(
         self, sequences: list[Any], pair: bool, max_length: int, truncation: str, stride: int, special: bool
@@ -288,7 +299,7 @@ class Tokenizer:
         if pair and truncation != "longest_first":
             kept = 0 if truncation == "only_second" else 1
             with self._lock:
-                self._backend.no_truncation()
+                self._set_truncation(None)
                 # Pairs of a call often share the side that is kept whole: one question, many contexts.
                 for text in {sequence[kept] for sequence in sequences}:
                     used = len(self._backend.encode(text, add_special_tokens=False).ids)
@@ -322,14 +333,22 @@ def _checked(text: Any, words: bool) -> Any:
         return [_checked(word, False) for word in text]
     if not isinstance(text, str):
         raise RequestError(f"Expected text, got {type(text).__name__}: {repr(text)[:60]}.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"The text has half of a surrogate pair at position {error.start}, which is no character. "
-            "Remedy: text.encode('utf-8', 'replace').decode()."
-        ) from error
     return text
+
+
+def _refuse_half_characters(texts: Iterable[Any]) -> None:
+    """Raise RequestError for the first text, however deep in lists and pairs, that the library takes for no text."""
+    for text in texts:
+        if not isinstance(text, str):
+            _refuse_half_characters(text)
+            continue
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"The text has half of a surrogate pair at position {error.start}, which is no character. "
+                "Remedy: text.encode('utf-8', 'replace').decode()."
+            ) from error
 
 
 def _pad_row(row: list[Any], size: int, value: Any, left: bool) -> list[Any]:
@@ -337,6 +356,10 @@ def _pad_row(row: list[Any], size: int, value: Any, left: bool) -> list[Any]:
     return padding + row if left else row + padding
 
 
+def _padded_rows(rows: list[list[Any]], size: int, value: Any, left: bool) -> list[list[Any]]:
+    return [row if len(row) == size else _pad_row(row, size, value, left) for row in rows]
+
+
 def _padded(rows: list[list[Any]], size: int, value: Any, left: bool) -> np.ndarray:
-    padded = [_pad_row(row, size, value, left) for row in rows]
+    padded = _padded_rows(rows, size, value, left)
     return np.array(padded, np.int64) if padded else np.zeros((0, size), np.int64)

@@ -78,11 +78,8 @@ class TextPipeline(Pipeline):
         axes = next(spec for spec in artifact.inputs if spec.name == "input_ids").dims
         self._batch_axis, self._length_axis = axes[0], axes[-1]
         self._has_mask = "attention_mask" in names
-
-    @property
-    def max_length(self) -> int:
-        """The longest window in tokens, special ones included, that both tokenizer and artifact take."""
-        return min(self.tokenizer.spec.max_length, self._length_axis.largest or self.tokenizer.spec.max_length)
+        #: The longest window in tokens, special ones included, that both tokenizer and artifact take.
+        self.max_length = min(tokenizer.spec.max_length, self._length_axis.largest or tokenizer.spec.max_length)
 
     def run_windows(
         self, windows: Sequence[Window], read: Callable[[Outputs, Window], T], batch_size: int | None = None
@@ -93,21 +90,23 @@ class TextPipeline(Pipeline):
         leading axis removed, padding cut off and half precision widened.
         """
         size = whole("batch_size", batch_size) or self.batch_size
-        results: dict[int, T] = {}
+        results: list[Any] = [None] * len(windows)
         mixed = self._has_mask  # without a mask a model sees padding
-        for group in grouped([len(window) for window in windows], size, self._batch_axis, mixed):
+        for group in grouped(list(map(len, windows)), size, self._batch_axis, mixed):
             inputs = self.tokenizer.batch([windows[index] for index in group], self._length_axis)
-            outputs = run_rows(self.session, inputs, self._batch_axis)
-            padded = next(iter(inputs.values())).shape[1]
+            found = run_rows(self.session, inputs, self._batch_axis)
+            outputs = [(name, widened(found[name])) for name in self.outputs]
             for row, index in enumerate(group):
-                used = len(windows[index])
-                kept = slice(padded - used, padded) if self.tokenizer.spec.padding_side == "left" else slice(0, used)
-                mine = {name: widened(outputs[name][row]) for name in self.outputs}
-                results[index] = read(
-                    {name: array[kept] if name in self.per_token else array for name, array in mine.items()},
-                    windows[index],
-                )
-        return [results[index] for index in range(len(windows))]
+                mine = {name: array[row] for name, array in outputs}
+                if self.per_token:
+                    kept = self._unpadded(len(windows[index]), inputs["input_ids"].shape[1])
+                    mine |= {name: mine[name][kept] for name in self.per_token}
+                results[index] = read(mine, windows[index])
+        return results
+
+    def _unpadded(self, used: int, padded: int) -> slice:
+        """Where the tokens of a window are in a padded row."""
+        return slice(padded - used, padded) if self.tokenizer.spec.padding_side == "left" else slice(0, used)
 
 
 def grouped(lengths: list[int], size: int, axis: Dim, mixed: bool) -> Iterator[list[int]]:
@@ -116,7 +115,7 @@ def grouped(lengths: list[int], size: int, axis: Dim, mixed: bool) -> Iterator[l
     Args:
         mixed: whether inputs of different lengths may run together.
     """
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
     if axis.largest is not None:
         size = min(size, axis.largest)
     group: list[int] = []
