@@ -5,6 +5,8 @@ Its `DynamoExporter` registers cache classes with pytree, gives `forward` a flat
 `torch.export` cannot trace while tracing, each swap undone afterwards. Our model instances are left as they were.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import ast
@@ -13,13 +15,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from .imports import import_transformers
+
+import_transformers()  # before the lines below import all that it leaves for later
+
 import torch
 import torch.fx._pytree as fx_pytree
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 from transformers import PreTrainedModel
 from transformers.exporters import DynamoConfig, DynamoExporter, register_backend
-from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE, apply_onnx_ir_fixes
 from transformers.exporters.metadata import load_treespec
 from transformers.exporters.runners import ModelRunner
 from transformers.exporters.utils import _PATCHES, apply_fx_node_fixes, apply_fx_program_fixes, apply_patches
@@ -86,12 +91,16 @@ def _experts_as_products(model: torch.nn.Module) -> Iterator[None]:
 
 def onnx_translations() -> dict[Callable, Any]:
     """Upstream's corrections of torch.onnx's translations, by ATen operation."""
+    from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE
+
     return dict(_ONNX_TRANSLATION_TABLE)
 
 
 @contextlib.contextmanager
 def onnx_patches(program: ExportedProgram) -> Iterator[None]:
     """Upstream's repairs for `torch.onnx.export`, on this program (in place) and, inside the block, on torch.onnx."""
+    import transformers.exporters.exporter_onnx  # noqa: F401  (it registers them when imported)
+
     with _patches_of_what_is_loaded("onnx"), apply_patches("onnx"):
         apply_fx_node_fixes("onnx", program.graph_module)
         yield
@@ -99,6 +108,8 @@ def onnx_patches(program: ExportedProgram) -> Iterator[None]:
 
 def fix_onnx(exported: torch.onnx.ONNXProgram) -> None:
     """Upstream's repairs of the finished graph for ONNX Runtime, in place."""
+    from transformers.exporters.exporter_onnx import apply_onnx_ir_fixes
+
     apply_onnx_ir_fixes(exported)
 
 

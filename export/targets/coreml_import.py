@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
+
+from ..imports import absent
 
 # scikit-learn (with pandas and half of SciPy) is for models of its own; executorch for programs in its edge dialect.
 _FOR_OTHERS = ("sklearn", "executorch")
@@ -16,17 +16,5 @@ def import_coremltools() -> None:
     A program that has imported one of these already keeps what coremltools does with it.
     """
     if "coremltools" not in sys.modules:
-        with _absent(*_FOR_OTHERS):
+        with absent(*_FOR_OTHERS):
             import coremltools  # noqa: F401
-
-
-@contextlib.contextmanager
-def _absent(*names: str) -> Iterator[None]:
-    """Inside the block these packages cannot be imported, unless they are there already."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]

@@ -20,6 +20,7 @@ from ..capture import Captured
 from ..generation.states import can_keep, into_states, state_specs, without_caches
 from ..modules import module_path
 from . import Options, Target, UnsupportedOperation, file_stem
+from .executorch_import import import_executorch
 
 if importlib.util.find_spec("executorch") is None:
     raise ImportError("No module named 'executorch'")
@@ -164,6 +165,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            import_executorch()
             yield
     finally:
         logging.disable(disabled)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,11 +24,16 @@ from executorch.exir.passes.legalize_portable_dim_order_pass import LegalizePort
 from executorch.exir.passes.replace_aten_with_edge_pass import aten_to_edge, should_lower_to_edge
 from executorch.exir.program import _program as lowering
 from torch._export import utils as export_utils
-from torch.export import ExportedProgram, decomp_utils
+from torch._higher_order_ops.auto_functionalize import auto_functionalized, auto_functionalized_v2
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import ExportedProgram, _remove_auto_functionalized_pass, decomp_utils
 from torch.fx.passes.infra.pass_base import PassResult
+from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 
+# The name in its package is that of the operation in it.
+_delegates = importlib.import_module("torch._higher_order_ops.executorch_call_delegate")
 _eval_upper_bound = sym_util.eval_upper_bound
 _LARGEST_BOUND = 2**31
 
@@ -255,6 +261,58 @@ def _decomposes(program: ExportedProgram, table: Any) -> bool:
     return False
 
 
+# --- delegates, once they are made ----------------------------------------------------------------------------------
+
+
+def _delegates_by_their_record(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`call_delegate_cpu`: passes that come after run all operations of a delegate to know the shapes that it gives;
+    its own program says them, for inputs of the shapes that it was made with."""
+
+    def call(lowered: Any, *args: Any) -> Any:
+        recorded = _recorded(lowered.original_module, args)
+        return original(lowered, *args) if recorded is None else recorded
+
+    return call
+
+
+def _recorded(program: ExportedProgram, args: tuple[Any, ...]) -> Any:
+    """What a program gives for fake inputs like those that it was traced with; None where that is not recorded."""
+    signature, spec = program.graph_signature, program.call_spec.out_spec
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [values.get(name) for name in signature.user_inputs]
+    if len(inputs) != len(args) or not all(map(_alike, inputs, args)):
+        return None
+    results = [getattr(node, "meta", {}).get("val") for node in program.graph.output_node().args[0]]
+    if len(results) != spec.num_leaves or not all(type(result) is FakeTensor for result in results):
+        return None
+    mode = next((arg.fake_mode for arg in args), results[0].fake_mode if results else None)
+    if mode is None or any(result.fake_mode.shape_env is not mode.shape_env for result in results):
+        return None
+    with mode:
+        made = [torch.empty_strided(result.shape, result.stride(), dtype=result.dtype) for result in results]
+    return pytree.tree_unflatten(made, spec)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two fake tensors are of the same dtype, sizes and strides, whatever the sizes are."""
+    return (
+        type(one) is type(other) is FakeTensor
+        and one.dtype == other.dtype
+        and str(one.shape) == str(other.shape)
+        and str(one.stride()) == str(other.stride())
+    )
+
+
+def _where_there_are_any(original: Callable[[torch.fx.Graph], None]) -> Callable[[torch.fx.Graph], None]:
+    """`decompose_auto_functionalized` looks for two operations, with torch's compiler, which it imports."""
+
+    def decompose(graph: torch.fx.Graph) -> None:
+        if any(node.target in (auto_functionalized, auto_functionalized_v2) for node in graph.nodes):
+            original(graph)
+
+    return decompose
+
+
 def _true_bound(upstream: Callable[[Any], int]) -> Callable[[Any], int]:
     """`eval_upper_bound`: transformers caps it near the traced size, against expressions whose bound explodes.
 
@@ -282,6 +340,12 @@ PATCHES: dict[str, tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., 
     "edge passes": (lowering, "_get_aten_to_edge_passes", _concerned_edge_passes),
     "dim orders": (lowering, "LegalizePortableDimOrderPass", _made_when_concerned),
     "dialect": (lowering, "OpReplacePass", _renamed_in_place),
+    "delegates": (_delegates, "call_delegate_cpu", _delegates_by_their_record),
+    "operations in place": (
+        _remove_auto_functionalized_pass,
+        "decompose_auto_functionalized",
+        _where_there_are_any,
+    ),
     # The list of all operations with an implicit decomposition, several thousand asked one by one, for each table.
     "implicit operations": (decomp_utils, "_collect_all_valid_cia_ops", functools.cache),
 }

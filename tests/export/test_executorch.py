@@ -268,9 +268,16 @@ def test_what_is_left_out_changes_no_byte(tmp_path, monkeypatch, module, dims, s
     assert quick == slow
 
 
+@pytest.fixture(scope="module")
+def lowered_before(block, tmp_path_factory):
+    """The block, of which nothing is done for the first time any more."""
+    lowered(block[1], tmp_path_factory.mktemp("before"))
+    return block[1]
+
+
 @pytest.mark.parametrize("name", _SKIPPING)
-def test_each_patch_still_saves_work(tmp_path, monkeypatch, block, name):
-    """Counted in calls into PyTorch's tracing and its list of operations, without the patch and with it."""
+def test_each_patch_still_saves_work(tmp_path, monkeypatch, lowered_before, name):
+    """Counted in calls into PyTorch's tracing, its list of operations and its compiler, without and with the patch."""
     work = 0
 
     def counted(function):
@@ -282,19 +289,33 @@ def test_each_patch_still_saves_work(tmp_path, monkeypatch, block, name):
         return call
 
     from torch._export import utils
+    from torch._inductor.pattern_matcher import PatternMatcherPass
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    monkeypatch.setattr(torch.fx.Interpreter, "run", counted(torch.fx.Interpreter.run))
-    monkeypatch.setattr(
-        utils,
-        "_collect_all_valid_cia_ops_for_namespace",
-        counted(utils._collect_all_valid_cia_ops_for_namespace),
-    )
-    lowered(block[1], tmp_path / "with")
+    for owner, attribute in (
+        (torch.fx.Interpreter, "run"),
+        (FakeTensorMode, "dispatch"),
+        (utils, "_collect_all_valid_cia_ops_for_namespace"),
+        (PatternMatcherPass, "apply"),
+    ):
+        monkeypatch.setattr(owner, attribute, counted(getattr(owner, attribute)))
+    lowered(lowered_before, tmp_path / "with")
     with_it, work = work, 0
     rest = set(executorch_patches.PATCHES) - {name}
     monkeypatch.setattr(executorch_lowering, "quick", lambda: executorch_patches.quick(only=rest))
-    lowered(block[1], tmp_path / "without")
+    lowered(lowered_before, tmp_path / "without")
     assert work > with_it
+
+
+def test_the_table_of_operations_is_the_one_that_executorch_reads_itself():
+    from importlib import resources
+
+    from executorch.exir.dialects import edge
+    from executorch.exir.dialects.edge import _ops
+    from ruamel.yaml import YAML
+
+    theirs = YAML(typ="safe").load(resources.read_text(edge, "edge.yaml", encoding="utf-8"))
+    assert _ops._edge_dialect_info == {entry["inherits"]: entry for entry in theirs}
 
 
 def test_everything_is_put_back_even_when_lowering_fails(tmp_path, monkeypatch, block):

@@ -1,0 +1,49 @@
+"""Libraries are imported without what they import for others, and can do everything when it is asked of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from palmtop.export.imports import absent, on_call
+
+CODE = """
+import sys
+from palmtop.export import hf
+print("scipy.optimize" in sys.modules, "torchao" in sys.modules, "transformers.exporters.exporter_onnx" in sys.modules)
+from transformers.loss.loss_for_object_detection import linear_sum_assignment
+print(linear_sum_assignment([[2, 1], [1, 2]])[1].tolist())
+import scipy.optimize
+print(scipy.optimize.linear_sum_assignment is not linear_sum_assignment, bool(hf.onnx_translations()))
+"""
+
+
+def test_a_model_can_be_loaded_without_what_is_for_training_detectors_and_for_other_formats():
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False False False", "[1, 0]", "True True"]
+
+
+def test_a_function_is_imported_when_it_is_called(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with on_call({"colorsys": ("rgb_to_hsv",)}):
+        from colorsys import rgb_to_hsv
+    assert "colorsys" not in sys.modules
+    assert rgb_to_hsv(1.0, 0.0, 0.0) == (0.0, 1.0, 1.0)
+    assert "colorsys" in sys.modules
+
+
+def test_what_is_there_already_stays():
+    with on_call({"json": ("dumps",)}), absent("json"):
+        import json
+
+        assert json.loads("1") == 1
+
+
+def test_what_is_absent_comes_back(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with absent("colorsys"), pytest.raises(ImportError):
+        import colorsys
+    import colorsys
+
+    assert colorsys.rgb_to_hsv
