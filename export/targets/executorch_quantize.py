@@ -103,10 +103,13 @@ class _Stored:
         self._program, self._weight = program, weight
         self._name = f"palmtop_integers_{site.name.replace('.', '_')}"
         self._constants: dict[str, Node] = {}
-        # A shared table is stored twice only where that lets a layer round its inputs.
+        # A shared table is multiplied as integers only where that lets a layer round its inputs.
         self._multiplies = has_kernel(weight) and (
             weight.scheme.activations == "dynamic" or all(use.kind == "linear" for use in site.uses)
         )
+        # Of two 4-bit integers in a byte XNNPACK has the first in the lower half, tables in the upper: with inputs that
+        # have changed places, both read the same bytes (see `executorch_shared`).
+        self._swaps = self._multiplies and site.tied and _packs(weight)
 
     def replace(self, node: Node, use: Use) -> None:
         """Write the call anew, on integers."""
@@ -127,7 +130,11 @@ class _Stored:
         weight = self._weight
         if self._multiplies:
             rounded = weight.scheme.activations == "dynamic"
-            integers = self._constant("layer", lambda: weight.integers)
+            if self._swaps:
+                value = _swapped(node, value)
+                integers = self._constant("swapped", lambda: weight.integers.unflatten(1, (-1, 2)).flip(-1).flatten(1))
+            else:
+                integers = self._constant("layer", lambda: weight.integers)
             scales = self._constant("scales", lambda: weight.scales)
             # XNNPACK scales a bias too when a layer's inputs are not rounded, and reads none beside a computed weight.
             inside = rounded and bias is not None and bias.op == "placeholder" and bias.meta["val"].dim() == 1
@@ -155,7 +162,7 @@ class _Stored:
 
     def _embedding(self, node: Node, indices: Any) -> Node:
         weight = self._weight
-        packs = weight.scheme.bits == 4 and weight.integers.shape[1] % 2 == 0
+        packs = _packs(weight)
         table = self._constant("table", lambda: _packed(weight.integers) if packs else weight.integers)
         # Zero points have the dtype of the result and that of the scales.
         short = weight.zero_points is None and bool((weight.scales.half().float() == weight.scales).all())
@@ -189,6 +196,19 @@ def _linear_arguments(node: Node) -> tuple[Any, Any]:
     if node.target is aten.addmm.default:
         return node.args[1], node.args[0]
     return node.args[0], node.args[2] if node.target is aten.linear.default and len(node.args) > 2 else None
+
+
+def _packs(weight: QuantizedWeight) -> bool:
+    """Whether a table has two integers a byte."""
+    return weight.scheme.bits == 4 and weight.integers.shape[1] % 2 == 0
+
+
+def _swapped(node: Node, value: Node) -> Node:
+    """What a layer reads, its channels changed places in pairs."""
+    pairs = insert(node.graph, node, aten.unflatten.int, (value, -1, [-1, 2]))
+    return insert(
+        node.graph, node, aten.flatten.using_ints, (insert(node.graph, node, aten.flip.default, (pairs, [-1])), -2)
+    )
 
 
 def _packed(integers: torch.Tensor) -> torch.Tensor:

@@ -259,7 +259,7 @@ def test_a_tied_table_whose_layer_rounds_its_inputs_is_multiplied_as_integers(tm
     assert 0 < _error(run(artifact, tmp_path, x), _expected(program, x)) < _ROUNDING
 
 
-@pytest.mark.parametrize("scheme", [None, _ROUNDED8], ids=str)
+@pytest.mark.parametrize("scheme", [None, _ROUNDED8, _ROUNDED4], ids=str)
 def test_a_table_that_a_kernel_reads_and_a_delegate_multiplies_is_in_the_file_once(tmp_path, monkeypatch, scheme):
     monkeypatch.setattr(executorch_shared, "_LEAST_BYTES", 1)
     module = Tied()
@@ -270,7 +270,8 @@ def test_a_table_that_a_kernel_reads_and_a_delegate_multiplies_is_in_the_file_on
     else:
         program = _planned(program, {"head.weight": scheme})
         artifact, written, _ = _lowered(program, tmp_path)
-        table = _bytes(_only(program).integers, scheme.bits)
+        table = _bytes(_only(program).integers, scheme.bits, "high")
+        assert scheme.bits == 8 or _bytes(_only(program).integers, scheme.bits, "low") not in written
     assert written.count(table) == 1
     x = torch.tensor([[0.0, 3, 99, 7]])
     assert _error(run(artifact, tmp_path, x), _expected(program, x)) < (_NOISE if scheme is None else _ROUNDING)
