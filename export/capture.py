@@ -23,7 +23,7 @@ from ..runtime.errors import UnsupportedError
 from ..runtime.manifest import Dim, TensorSpec
 from . import constraints
 from .normalize import normalize
-from .repeatable import refuse_randomness, refuse_state
+from .repeatable import forget_overwritten, refuse_randomness, refuse_state
 from .sizes import dynamic_shapes, input_specs, output_specs, resized, same_symbols, sizes_asked, within
 
 log = logging.getLogger("palmtop")
@@ -169,6 +169,7 @@ def capture(
         )
     same_symbols(program, inputs)
     program = normalize(program)
+    forget_overwritten(program)
     refuse_state(program)
     refuse_randomness(program)
     specs, found = input_specs(program, inputs)

@@ -7,6 +7,7 @@ import dataclasses
 from ..runtime.errors import UnsupportedError
 from ..runtime.manifest import Dim
 from .capture import Captured, Method, capture
+from .rotary import frequencies_as_they_are
 from .subject import GROWING, Part, Subject
 
 
@@ -21,6 +22,11 @@ def capture_methods(subject: Subject, cache: str = GROWING) -> list[Captured]:
 
 
 def _capture_part(subject: Subject, part: Part) -> Captured:
+    with frequencies_as_they_are(subject.reference.model):
+        return _captured(subject, part)
+
+
+def _captured(subject: Subject, part: Part) -> Captured:
     inputs = part.inputs
     while True:
         example = {spec.name: part.example[spec.name] for spec in inputs}

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
 
 from ..runtime.errors import UnsupportedError
 from .modules import module_path, user_path
 
 # Attention, recurrent layers and dropout itself draw when they are told to; of models in eval mode they are not.
 _SWITCHES = {"dropout_p", "dropout", "train", "training"}
+
+
+def forget_overwritten(program: ExportedProgram) -> None:
+    """Let go of buffers that every run writes without having read them: they carry nothing from run to run.
+
+    LongRoPE keeps the frequencies of the last call so (transformers.modeling_rope_utils).
+    """
+    signature, output = program.graph_signature, program.graph.output_node()
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    read = {buffer for name, buffer in signature.inputs_to_buffers.items() if placeholders[name].users}
+    kept = [
+        (value, spec)
+        for value, spec in zip(output.args[0], signature.output_specs, strict=True)
+        if spec.kind is not OutputKind.BUFFER_MUTATION or spec.target in read
+    ]
+    if len(kept) == len(signature.output_specs):
+        return
+    output.args = (tuple(value for value, _ in kept),)
+    program._graph_signature = dataclasses.replace(signature, output_specs=[spec for _, spec in kept])
+    program.graph_module.recompile()
 
 
 def refuse_state(program: ExportedProgram) -> None:
