@@ -62,6 +62,7 @@ def lowered_graph(program: ExportedProgram, convertible: Convertible) -> Exporte
         table = {op: rule for op, rule in torch.export.default_decompositions().items() if not convertible(op)}
         prepared = program.run_decompositions(table)
         respell(prepared.graph)
+    name_apart_from_words(prepared.graph)
     say_sizes(prepared)
     separate_outputs(prepared)
     static_shapes(prepared.graph)
@@ -156,6 +157,17 @@ def _scatter_of_tensor(node: Node) -> None:
 def output_copy(value: torch.Tensor) -> torch.Tensor:
     """An output's own copy of a value: an operation that only coreml_compat.py translates."""
     return value.clone()
+
+
+def name_apart_from_words(graph: Graph) -> None:
+    """No value is called what an operation is told by a word (`gelu(x, approximate="tanh")` behind a `tanh`):
+    coremltools takes the word for the value. Outputs are renamed with their nodes, by `say_sizes`.
+    """
+    calls = _calls(graph)
+    words = {word for node in calls for word in (*node.args, *node.kwargs.values()) if isinstance(word, str)}
+    for node in calls:
+        if node.name in words:
+            node._rename(f"{node.name}_value")
 
 
 def say_sizes(program: ExportedProgram) -> None:

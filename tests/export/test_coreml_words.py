@@ -41,3 +41,18 @@ def test_windows_are_cut_out_of_any_number_of_rows(tmp_path, windows):
     for rows, length in ((3, 6), (1, 9)):
         x = torch.randn(rows, 4, length, 5)
         assert distance(run(program, {"x": x})["y"], module(x)) == 0
+
+
+def test_a_value_is_not_taken_for_a_word_of_its_name(tmp_path):
+    def forward(self, x):
+        bounded = torch.tanh(x)
+        return functional.gelu(bounded * 3, approximate="tanh"), bounded
+
+    module = Call(forward)
+    captured = captured_module(module, (BATCH, SEQUENCE), ("y", "bounded"))
+    assert "tanh" in {node.name for node in captured.program.graph.nodes}
+    program = lowered(captured, tmp_path / "m.mlpackage")
+    x = torch.linspace(-4, 4, 30)[None]
+    found, (expected, bounded) = run(program, {"x": x}), module(x)
+    assert distance(found["y"], expected) < 1e-6
+    assert distance(found["bounded"], bounded) < 1e-6
