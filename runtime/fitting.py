@@ -36,6 +36,24 @@ def fit_feeds(
     return fitted
 
 
+def with_mask(
+    fitted: dict[str, np.ndarray], feeds: dict[str, np.ndarray], tokenizer: TokenizerSpec | None
+) -> dict[str, np.ndarray]:
+    """Fitted feeds with the attention mask of the text, also where the artifact takes none: its model never reads it.
+
+    What is padding is left out of comparisons all the same.
+    """
+    mask = feeds.get("attention_mask")
+    like = next((name for name in fitted if mask is not None and feeds[name].shape == mask.shape), None)
+    if mask is None or like is None or "attention_mask" in fitted:
+        return fitted
+    rows, *extra = (now - then for now, then in zip(fitted[like].shape, mask.shape, strict=True))
+    left = tokenizer is not None and tokenizer.padding_side == "left"
+    mask = np.pad(mask, [(0, 0), *((more, 0) if left else (0, more) for more in extra)])
+    mask = np.pad(mask, [(0, rows), *[(0, 0)] * (mask.ndim - 1)], mode="edge")
+    return {**fitted, "attention_mask": mask}
+
+
 def valid_rows(output: np.ndarray, artifact: Artifact, name: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The rows of an output without their padded positions; the whole output for models without an attention mask."""
     mask = feeds.get("attention_mask")

@@ -16,7 +16,7 @@ import numpy as np
 from .bundle import Bundle
 from .cause import Cause
 from .errors import PalmtopError, RequestError
-from .fitting import fit_feeds, valid_rows
+from .fitting import fit_feeds, valid_rows, with_mask
 from .gate import Least, asked, later
 from .golden import Continuation, Expected, GoldenCase
 from .manifest import Artifact, TokenizerSpec
@@ -99,7 +99,7 @@ def verify_artifact(
             report.reason = f"cannot be executed on '{case.name}': {error}"
             return report
         for name, comparison in comparisons.items():
-            rows = valid_rows(outputs[name], artifact, name, fitted)
+            rows = valid_rows(outputs[name], artifact, name, with_mask(fitted, case.feeds, tokenizer))
             if len(rows) < len(case.expected[name]):
                 report.reason = f"{name} has {len(rows)} rows in '{case.name}', not {len(case.expected[name])}"
                 return report
