@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..runtime.errors import DamagedError
 from ..runtime.golden import Expected
 from ..runtime.manifest import TensorSpec
 from ..runtime.parity import Comparison, Noise
@@ -173,6 +174,17 @@ def _one_thread(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def refuse_no_numbers(cases: Sequence[Case], outputs: Sequence[TensorSpec], name: str) -> None:
+    """Raises DamagedError when a model gives NaN or infinity alone for an output: nothing could be compared."""
+    for spec in outputs:
+        values = [expected.values for case in cases for expected in case.expected[spec.name] if expected.values.size]
+        if values and not any(np.isfinite(array).any() for array in values):
+            raise DamagedError(
+                f"{name} itself, in PyTorch and fp32, gives no finite number as {spec.name} for any of {len(cases)} "
+                "inputs: its weights are damaged. Remedy: an earlier checkpoint; training may have diverged."
+            )
 
 
 def _within_budget(cases: Sequence[Case]) -> list[Case]:

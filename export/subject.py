@@ -19,7 +19,7 @@ from . import hf
 from .capture import Trace
 from .card import ModelCard
 from .inputs import Inputs, make_inputs
-from .reference import Call, Reference
+from .reference import Call, Reference, refuse_no_numbers
 from .source import Source
 from .tasks import output_names, reads_own_text, run_task
 
@@ -121,6 +121,7 @@ def checkpoint_subject(source: Source, max_length: int | None = None, lengths: S
 
     def cases(batches: Sequence[tuple[str, dict[str, Any]]]) -> list[Case]:
         found = [reference.case(name, feeds) for name, feeds in batches]
+        refuse_no_numbers(found, reference.outputs, source.id)
         return found if speaker is None else speaker.cases(found)
 
     def golden() -> list[GoldenCase]:

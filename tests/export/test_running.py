@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from palmtop.export.reference import Reference
+from palmtop.export.reference import Reference, refuse_no_numbers
 from palmtop.export.running import NotRun, running
-from palmtop.runtime.errors import RequestError, UnsupportedError
+from palmtop.runtime.errors import DamagedError, RequestError, UnsupportedError
+from palmtop.runtime.golden import Expected
 from palmtop.runtime.manifest import TensorSpec
+from palmtop.runtime.verify import Case
 
 
 class Choosy(torch.nn.Module):
@@ -42,3 +44,17 @@ def test_a_full_memory_is_told_as_that():
 def test_palmtops_own_errors_stay_what_they_are():
     with pytest.raises(RequestError, match="no such label"), running(Choosy(), ["input_ids"]):
         raise RequestError("no such label")
+
+
+def test_a_model_that_gives_no_number_at_all_is_damaged():
+    nothing = Expected.of(np.full((2, 3), np.nan, np.float32))
+    cases = [Case("one", {}, {"logits": [nothing, nothing]})]
+
+    with pytest.raises(DamagedError, match="tiny itself, in PyTorch and fp32, gives no finite number as logits"):
+        refuse_no_numbers(cases, [TensorSpec("logits", "float32", ())], "tiny")
+
+
+def test_one_infinity_among_numbers_is_for_parity_to_judge():
+    some = Expected.of(np.array([1.0, np.inf], np.float32))
+
+    refuse_no_numbers([Case("one", {}, {"logits": [some]})], [TensorSpec("logits", "float32", ())], "tiny")
