@@ -23,6 +23,8 @@ from .uncached import Uncached
 
 # A decoder's context where neither the user nor the model says.
 _USUAL_CONTEXT = 448
+# A decoder alone is tried on so many tokens to find out how it wants to be called.
+_LEAST_CONTEXT = 8
 
 
 def is_encoder_decoder(model: torch.nn.Module) -> bool:
@@ -35,7 +37,14 @@ def generation_inputs(
 ) -> Inputs:
     """What the model is fed as a whole. Errors as in `make_inputs`."""
     if not is_encoder_decoder(model):
-        return prompt_inputs(source, model, max_length, lengths)
+        inputs = prompt_inputs(source, model, max_length, lengths)
+        context = context_of(model, inputs)
+        if context < _LEAST_CONTEXT:
+            raise RequestError(
+                f"Text is generated within at least {_LEAST_CONTEXT} tokens, and {source.id} would have {context}. "
+                "Remedy: a longer --max-length, up to the positions that the model has."
+            )
+        return inputs
     base = make_inputs(source, model, max_length, lengths)
     return with_decoder(base, source, first_token(model), context_of(model, base))
 
