@@ -46,7 +46,7 @@ _KEY_HEADS = re.compile(r"(key_value|kv)_heads?$")
 _POSITIONS = re.compile(
     r"^(max_position(_embeddings)?|n_positions|n_ctx|max_seq_len(gth)?|max_target_positions|seq_len|context_length)$"
 )
-_VOCABULARY = re.compile(r"vocab_size$|^n_words$")
+_VOCABULARY = re.compile(r"vocab_size(_per_\w+)?$|^n_words$")
 _EXPERTS = re.compile(r"^(n|num|moe_num|n_routed|num_local)_(routed_|local_)?experts$")
 # What must only not be larger than this; a value below stays.
 _CAPS = {
