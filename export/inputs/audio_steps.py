@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.audio import AudioProcessor, Sound
-from ...runtime.errors import RequestError, UnsupportedError
+from ...runtime.errors import DamagedError, RequestError, UnsupportedError
 
 # How far features may be from the extractor's own, of their root mean square, on average and at worst. Extractors that
 # compute in float32 are themselves this far from the exact values in bands close to their floor.
@@ -27,6 +27,7 @@ def audio_preprocess(extractor: Any, names: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         UnsupportedError: an extractor, or a setting of it, that the steps cannot express.
+        DamagedError: a setting that is no number where it should be one.
     """
     kind = next((cls.__name__ for cls in type(extractor).__mro__ if cls.__name__ in _TRANSLATIONS), None)
     if kind is None:
@@ -40,8 +41,14 @@ def audio_preprocess(extractor: Any, names: Sequence[str]) -> dict[str, Any]:
             f"The feature extractor adds random noise (dither {extractor.dither}), so no two runs agree. "
             "Remedy: set dither to 0 in preprocessor_config.json."
         )
-    data = _TRANSLATIONS[kind](extractor)
-    data["sampling_rate"] = int(extractor.sampling_rate)
+    try:
+        data = _TRANSLATIONS[kind](extractor)
+        data["sampling_rate"] = int(extractor.sampling_rate)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise DamagedError(
+            f"The settings of {type(extractor).__name__} in preprocessor_config.json make no sense: {error}. "
+            "Remedy: copy that file of the checkpoint that it was fine-tuned from."
+        ) from error
     data["input"] = extractor.model_input_names[0]
     masked = bool(getattr(extractor, "return_attention_mask", False)) and "attention_mask" in names
     data["mask"] = "attention_mask" if masked else None

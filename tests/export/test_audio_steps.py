@@ -6,7 +6,7 @@ import transformers
 from palmtop.export.inputs import sounds
 from palmtop.export.inputs.audio_steps import audio_preprocess, extractor_features, prove_features
 from palmtop.runtime.audio import AudioProcessor, Sound, as_sound, write_wav
-from palmtop.runtime.errors import RequestError, UnsupportedError
+from palmtop.runtime.errors import DamagedError, RequestError, UnsupportedError
 from palmtop.runtime.manifest import Dim
 
 NAMES = ("input_values", "input_features", "attention_mask")
@@ -109,5 +109,11 @@ def test_an_extractor_with_other_settings_than_stated_is_refused():
 def test_random_noise_and_unknown_extractors_are_refused():
     with pytest.raises(UnsupportedError, match="dither"):
         audio_preprocess(transformers.Speech2TextFeatureExtractor(dither=1.0), NAMES)
+
+
+@pytest.mark.parametrize("rate", ["fast", None])
+def test_a_setting_that_is_no_number_is_damage(rate):
+    with pytest.raises(DamagedError, match="Wav2Vec2FeatureExtractor in .* make no sense"):
+        audio_preprocess(transformers.Wav2Vec2FeatureExtractor(sampling_rate=rate), NAMES)
     with pytest.raises(UnsupportedError, match="EncodecFeatureExtractor"):
         audio_preprocess(transformers.EncodecFeatureExtractor(), NAMES)
