@@ -50,9 +50,19 @@ class _Inside:
         while path:
             self.seen.add(path)
             module = self.expected.get(path)
-            if module is not None and not module.one_of_several and module.value.shape == traced.value.shape:
-                self.matches[path] = traced
+            if module is not None and not module.one_of_several:
+                whole = _of_shape(traced, module.value.shape)
+                self.matches.update({} if whole is None else {path: whole})
             path = path.rpartition(".")[0]
+
+
+def _of_shape(traced: Traced, shape: tuple[int, ...]) -> Traced | None:
+    """A value of this shape, or the rows of one as a matrix (`targets/onnx_layers.py`), in it; None: another value."""
+    if traced.value.shape == shape:
+        return traced
+    if len(shape) == 3 and traced.value.shape == (shape[0] * shape[1], shape[2]):
+        return dataclasses.replace(traced, value=traced.value.reshape(shape))
+    return None
 
 
 def explain(

@@ -26,6 +26,7 @@ from ..modules import module_path
 from . import Options, Target, UnsupportedOperation, constant_axes, file_stem, narrow, onnx_fuse, requested_axes
 from .onnx_aside import put_back_halved, weights_aside
 from .onnx_contrib import into_the_standard
+from .onnx_layers import layers_on_rows
 from .onnx_quantize import TRANSLATIONS, state_types, store_integers
 from .onnx_quick import quick, torchlib
 
@@ -90,6 +91,7 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
     _name_axes(model, captured)
     _keep_module_paths_only(model)
     if fused:
+        layers_on_rows(model)
         onnx_fuse.part_norms_from_sums(model)
     model.producer_name, model.producer_version = "palmtop", ""
     model.metadata_props[IDENTITY_KEY] = identity

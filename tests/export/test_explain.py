@@ -37,7 +37,7 @@ def alter_onnx(bundle: Path) -> None:
         (product,) = (
             node
             for node in graph.node
-            if node.op_type == "MatMul" and any(entry.value == ALTERED for entry in node.metadata_props)
+            if node.op_type == "Gemm" and any(entry.value == ALTERED for entry in node.metadata_props)
         )
         (weight,) = (tensor for tensor in graph.initializer if tensor.name == product.input[1])
         values = numpy_helper.to_array(weight).copy()
@@ -85,7 +85,7 @@ def test_the_table_shows_the_module_and_where_they_part(palmtop, bundle, checkpo
     assert ran.code == 1
     (line,) = (line for line in ran.err.splitlines() if "parts here" in line)
     assert ALTERED in line
-    assert f"onnx/model.onnx parts ways with the eager model at linear_9 (Add), in {ALTERED}: error" in ran.err
+    assert f"onnx/model.onnx parts ways with the eager model at linear_9 (Gemm), in {ALTERED}: error" in ran.err
     assert ran.out == ""
 
 
