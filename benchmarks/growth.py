@@ -10,6 +10,7 @@ Writes its section of docs/benchmarks.md and the plots beside it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -49,11 +50,13 @@ _SHAPES = {
 
 def measure(size: str, target: str, dtype: str) -> dict[str, Any]:
     """Export one size to one target; gives seconds, the peak in bytes, what was predicted, and the parity found."""
-    from palmtop.export.memory import predicted, weights_of
+    from palmtop.export import aside
+    from palmtop.export.memory import beside, predicted, weights_of
 
     folder = _FOLDER / f"llama-{size}-{dtype}"
     parameters = llamas.make(folder, _SHAPES[size], dtype)
     weights = weights_of(sorted(folder.glob("*.safetensors")))
+    apart = aside.worthwhile(aside.allowed(), weights.total)
     with tempfile.TemporaryDirectory(dir=_FOLDER) as scratch:
         command = [sys.executable, "-m", "palmtop.export", "export", str(folder), "-o", f"{scratch}/llama.bundle"]
         command += ["--task", "text-generation", "--to", target, "--json"]
@@ -74,7 +77,7 @@ def measure(size: str, target: str, dtype: str) -> dict[str, Any]:
         "seconds": seconds,
         "stages": document["seconds"],
         "peak": peak,
-        "predicted": predicted(weights, target, "fp32"),
+        "predicted": predicted(weights, target, "fp32") + (beside(weights.total) if apart else 0),
         "error": document["parity"]["artifacts"][0]["outputs"][0]["max_error"],
     }
 
@@ -95,24 +98,29 @@ def watched(running: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
 
 def _held(session: int, known: set[int]) -> tuple[int, set[int]]:
     """Bytes, and which processes there are. Of one process its own high-water mark, so that nothing is missed between
-    two looks; of several the sum.
+    two looks; of several what they hold together, memory that they share counted once.
 
     A process counts from the second look on (`known`: those of the last): one that is about to become another program
     has its parent's memory for a moment.
     """
-    resident, highest, there = [], 0, set()
+    highest, there = 0, set()
     for entry in Path("/proc").iterdir():
         try:
-            if not entry.name.isdigit() or os.getsid(int(entry.name)) != session:
-                continue
-            fields = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines())
-            there.add(int(entry.name))
-            if int(entry.name) in known:
-                resident.append(int(fields["VmRSS"].split()[0]) * 1024)
-            highest = max(highest, int(fields["VmHWM"].split()[0]) * 1024)
+            if entry.name.isdigit() and os.getsid(int(entry.name)) == session:
+                highest = max(highest, _kilobytes(entry / "status", "VmHWM") * 1024)
+                there.add(int(entry.name))
         except (OSError, ValueError, KeyError):  # ended meanwhile
             continue
-    return max(sum(resident), highest), there
+    together = 0
+    for process in there & known if len(there) > 1 else ():
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            together += _kilobytes(Path("/proc", str(process), "smaps_rollup"), "Pss") * 1024
+    return max(together, highest), there
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    return int(fields[name].split()[0])
 
 
 def write(measured: dict[str, dict[str, Any]]) -> None:
@@ -158,8 +166,9 @@ def write(measured: dict[str, dict[str, Any]]) -> None:
 {report.versions("torch", "transformers", "onnx", "coremltools", "executorch")}. {report.machine()}.
 
 Llamas with random weights (`benchmarks/llamas.py`), `--task text-generation`, each export in a process of its own, with
-its verification. The peak counts every page in memory, those of mapped files too, which the system can take back; of
-models with less than 1 GB of weights it is mostly the libraries'. It is to stay below twice the weights in fp32.
+its verification. The peak counts every page in memory: those of mapped files too, which the system can take back, and
+those that two processes share once. Of models with less than 1 GB of weights it is mostly the libraries'. It is to stay
+below twice the weights in fp32.
 
 {report.table(head, rows)}
 

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 
 from ..runtime.errors import RequestError
-from .memory import available
+from . import memory
 
 # How many processes the command line may use; without it as many as there are processors.
 VARIABLE = "PALMTOP_PROCESSES"
 # Beyond these bytes of weights everything happens in one process: it uses all processors there, and memory once.
 _MOST_WEIGHTS = 500_000_000
-# What a second process may need: objects of its own, and several copies of small weights.
-_OWN, _COPIES = 1_500_000_000, 4
+# What the first process may still take when the second one starts: libraries, a program, and copies of small weights.
+_FIRST, _FIRST_COPIES = 1_200_000_000, 2
 
 
 def allowed() -> int:
@@ -44,8 +44,8 @@ def worthwhile(processes: int, weights: int) -> bool:
     """Whether two processes are better than one for a model with so many bytes of weights."""
     if processes < 2 or not sys.platform.startswith("linux") or weights > _MOST_WEIGHTS:
         return False
-    free = available()
-    return free is None or free >= _OWN + _COPIES * weights
+    free = memory.available()
+    return free is None or free >= _FIRST + _FIRST_COPIES * weights + memory.beside(weights)
 
 
 class Beside:

@@ -19,7 +19,7 @@ import torch
 from ..runtime.bundle import CARD_NAME, GOLDEN_NAME, PARITY_NAME, PLAN_NAME, sha256_file
 from ..runtime.errors import DamagedError, ParityError, RequestError, UnsupportedError
 from ..runtime.golden import GoldenCase, write_golden
-from ..runtime.manifest import MANIFEST_NAME, Artifact, File, Manifest, canonical_json
+from ..runtime.manifest import MANIFEST_NAME, Artifact, File, Manifest, TokenizerSpec, canonical_json
 from ..runtime.parity import Noise
 from ..runtime.reports import ArtifactReport, Report
 from ..runtime.session import Session
@@ -38,7 +38,7 @@ from .remembered import Cache
 from .stamp import restamp
 from .subject import GROWING, Subject
 from .targets import TARGETS, Options, Target, get_target
-from .work import LARGE, Progress, Work, artifact_bytes, free, timed
+from .work import LARGE, Progress, Work, artifact_bytes, timed
 
 # A disk with less than this many bytes left is full.
 _LEAST_FREE = 1_000_000
@@ -87,7 +87,7 @@ def build(
     if size >= LARGE:
         often()
     apart = worthwhile(processes, size)
-    with beside(lambda: _referenced(subject), apart) as other:
+    with staging(Path(destination), force) as root, beside(lambda: _prepared(subject, root), apart) as other:
 
         def reference() -> _Known:
             advance = start("Running the reference", 1)
@@ -96,7 +96,7 @@ def build(
             advance()
             return known
 
-        known = None if apart else reference()
+        tokenizer, known = (None, None) if apart else (other.get(), reference())
         with timed(seconds, "capture"):
             ways = sorted({target.cache for target in chosen}) if subject.parts is not None else [GROWING]
             advance = start("Capturing the model", len(ways))
@@ -112,45 +112,40 @@ def build(
         captures = [captured for _, captured in jobs]
         artifacts = [target.plan(captured, options) for target, captured in jobs]
         _refuse_unsupported(jobs, artifacts)
-        with staging(Path(destination), force) as root:
-            free(captures)  # other readers of the tokenizer run beside this process
-            tokenizer = subject.write_tokenizer(root) if subject.write_tokenizer is not None else None
-            base = Manifest(
-                source=subject.info,
-                task=subject.task,
-                artifacts=tuple(artifacts),
-                producer=producer(targets),
-                tokenizer=tokenizer,
-                preprocess=subject.preprocess,
-                postprocess=subject.postprocess,
-                generation=subject.generation,
-            ).with_identity()
-            work = Work(root, base, {target.name: target for target in chosen}, [], {}, start, seconds)
-            if quantization is None:
-                work.lower(captures, artifacts)
-            known = known or reference()
-            judged = held_out_cases(subject.reference, held, tokenizer) if held else known.cases
-            noise, work.cases, work.noise = known.noise, judged, known.noise
-            if quantization is not None:
-                judge = Judge(
-                    work, jobs, quantization, options, subject.reference, known.golden, calibration, bool(held)
-                )
-                made = _quantized(subject, judge, captures[0], held)
-            else:
-                made = _verified(work, jobs, artifacts, options, retry=fallback and subject.parts is None)
-            manifest = made.manifest
-            report = Report("eager PyTorch, fp32, unpatched", made.reports)
-            if quantization is None or not quantization.keep_best:
-                _refuse_failures(report, made.told)
-            write_golden(root / GOLDEN_NAME, known.golden)
-            manifest = dataclasses.replace(manifest, parity=_summary(report, noise, judged))
-            (root / PARITY_NAME).write_text(
-                canonical_json({**report.to_json(), "noise": _plain(noise)}), encoding="utf-8"
-            )
-            sizes = {artifact.path: artifact_bytes(root / artifact.path) for artifact in manifest.artifacts}
-            (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")
-            manifest = dataclasses.replace(manifest, files=list_files(root, manifest.artifacts))
-            (root / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
+        if apart:
+            tokenizer = other.get()
+        base = Manifest(
+            source=subject.info,
+            task=subject.task,
+            artifacts=tuple(artifacts),
+            producer=producer(targets),
+            tokenizer=tokenizer,
+            preprocess=subject.preprocess,
+            postprocess=subject.postprocess,
+            generation=subject.generation,
+        ).with_identity()
+        work = Work(root, base, {target.name: target for target in chosen}, [], {}, start, seconds)
+        if quantization is None:
+            work.lower(captures, artifacts)
+        known = known or reference()
+        judged = held_out_cases(subject.reference, held, tokenizer) if held else known.cases
+        noise, work.cases, work.noise = known.noise, judged, known.noise
+        if quantization is not None:
+            judge = Judge(work, jobs, quantization, options, subject.reference, known.golden, calibration, bool(held))
+            made = _quantized(subject, judge, captures[0], held)
+        else:
+            made = _verified(work, jobs, artifacts, options, retry=fallback and subject.parts is None)
+        manifest = made.manifest
+        report = Report("eager PyTorch, fp32, unpatched", made.reports)
+        if quantization is None or not quantization.keep_best:
+            _refuse_failures(report, made.told)
+        write_golden(root / GOLDEN_NAME, known.golden)
+        manifest = dataclasses.replace(manifest, parity=_summary(report, noise, judged))
+        (root / PARITY_NAME).write_text(canonical_json({**report.to_json(), "noise": _plain(noise)}), encoding="utf-8")
+        sizes = {artifact.path: artifact_bytes(root / artifact.path) for artifact in manifest.artifacts}
+        (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")
+        manifest = dataclasses.replace(manifest, files=list_files(root, manifest.artifacts))
+        (root / MANIFEST_NAME).write_text(manifest.dumps(), encoding="utf-8")
     notes = (*subject.notes, *dict.fromkeys(note for captured in captures for note in captured.notes), *made.told)
     return Result(Path(destination), manifest, report, notes, seconds, made.trials)
 
@@ -165,8 +160,9 @@ class _Known:
     seconds: float
 
 
-def _referenced(subject: Subject) -> Iterator[_Known]:
-    """Run the reference."""
+def _prepared(subject: Subject, root: Path) -> Iterator[TokenizerSpec | _Known | None]:
+    """Write the tokenizer folder, and then run the reference: what needs no captured program."""
+    yield subject.write_tokenizer(root) if subject.write_tokenizer is not None else None
     began = time.perf_counter()
     cases = subject.cases()
     noise = {name: _rounded(entry) for name, entry in subject.reference.noise(cases).items()}

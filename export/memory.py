@@ -29,6 +29,8 @@ _QUANTIZED = 6.5
 # ONNX models of fewer bytes are one file: protobuf messages of all weights, made here and read by ONNX Runtime.
 _SINGLE_FILE = 1e9
 _IN_MESSAGES = 4.0
+# The process beside the export's own (`aside.py`): objects that it or the other changes, and the reference in fp64.
+_BESIDE, _BESIDE_COPIES = 300e6, 2.0
 # A target that is not known here.
 _UNKNOWN = 3.0
 # The largest weight is in memory two more times while it is read, changed and written.
@@ -89,10 +91,19 @@ def predicted(weights: Weights, target: str, precision: str, quantized: bool = F
     return int(_LIBRARIES.get(target, _LEAST) + factor * weights.total + _LARGEST * weights.largest)
 
 
+def beside(weights: int) -> int:
+    """The most bytes that a process beside the export's own adds, for so many bytes of weights in fp32.
+
+    Nothing is refused for want of them: without them everything happens in one process.
+    """
+    return int(_BESIDE + _BESIDE_COPIES * weights)
+
+
 def check_memory(weights: Weights, targets: Sequence[str], precision: str, quantized: bool = False) -> int:
     """Refuse an export that will not fit, before anything is loaded; gives the prediction in bytes.
 
-    Targets are made one after the other, but what one of them leaves behind is not always given back.
+    Targets are made one after the other, but what one of them leaves behind is not always given back. A second process
+    is started only where there is room for it too (`beside`).
 
     Raises:
         RequestError: says what is needed, what there is, and what would fit.

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from palmtop.export import aside, export_checkpoint
+from palmtop.export import aside, export_checkpoint, memory
 from palmtop.export.aside import beside, worthwhile
 from palmtop.export.cli import main
 from palmtop.export.reference import Reference
@@ -127,6 +127,15 @@ def test_two_processes_are_for_small_models_where_memory_is(monkeypatch):
     monkeypatch.setenv("PALMTOP_MEMORY", "4G")
     monkeypatch.setattr(aside.sys, "platform", "darwin")
     assert not worthwhile(2, 90_000_000)
+
+
+def test_a_second_process_needs_room_beside_the_first(monkeypatch):
+    monkeypatch.setattr(aside.sys, "platform", "linux")
+    for weights in (90_000_000, 400_000_000):
+        monkeypatch.setenv("PALMTOP_MEMORY", str(memory.beside(weights)))
+        assert not worthwhile(2, weights)
+        monkeypatch.setenv("PALMTOP_MEMORY", str(memory.beside(weights) + 2 * 10**9 + weights))
+        assert worthwhile(2, weights)
 
 
 def test_how_many_processes_is_said_by_the_environment(monkeypatch, tmp_path, checkpoint, capsys):
