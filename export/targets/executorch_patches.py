@@ -30,11 +30,12 @@ from torch.export import ExportedProgram, _remove_auto_functionalized_pass, deco
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
+from .executorch_bounds import upper_bound
+
 aten = torch.ops.aten
 
 # The name in its package is that of the operation in it.
 _delegates = importlib.import_module("torch._higher_order_ops.executorch_call_delegate")
-_eval_upper_bound = sym_util.eval_upper_bound
 _LARGEST_BOUND = 2**31
 
 
@@ -282,7 +283,7 @@ def _recorded(program: ExportedProgram, args: tuple[Any, ...]) -> Any:
     inputs = [values.get(name) for name in signature.user_inputs]
     if len(inputs) != len(args) or not all(map(_alike, inputs, args)):
         return None
-    results = [getattr(node, "meta", {}).get("val") for node in program.graph.output_node().args[0]]
+    results: list[Any] = [getattr(node, "meta", {}).get("val") for node in program.graph.output_node().args[0]]
     if len(results) != spec.num_leaves or not all(type(result) is FakeTensor for result in results):
         return None
     mode = next((arg.fake_mode for arg in args), results[0].fake_mode if results else None)
@@ -324,7 +325,7 @@ def _true_bound(upstream: Callable[[Any], int]) -> Callable[[Any], int]:
         if isinstance(size, int):
             return size
         try:
-            largest = _eval_upper_bound(size)
+            largest = upper_bound(size)
         except RuntimeError:
             return upstream(size)
         return largest if largest < _LARGEST_BOUND else upstream(size)

@@ -1,5 +1,6 @@
 """torch.onnx without work that changes nothing: its table of operations is made once in a process, and a program is
-traced again only where it holds an operation that must be taken apart. What is written computes the same, bit for bit.
+traced again only where it holds an operation that must be taken apart, and run only where operands must be converted.
+What is written computes the same, bit for bit.
 
 Written against torch 2.13, which `pyproject.toml` pins.
 """
@@ -16,6 +17,8 @@ import torch
 from onnxscript import TracedOnnxFunction
 from torch._export.utils import _collect_all_valid_cia_ops
 from torch.onnx._internal.exporter import _constants, _decomp, _fx_passes, _registration
+from torch.onnx._internal.fx import type_utils
+from torch.onnx._internal.fx.passes import type_promotion
 
 aten = torch.ops.aten
 # Tracing again would only name these otherwise (`view`, `expand`); torchlib makes the same of both names.
@@ -52,14 +55,16 @@ def _copied(opset_version: int = _constants.TORCHLIB_OPSET) -> _registration.ONN
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Inside the block torch.onnx leaves out what would change nothing."""
-    decompose = _fx_passes.decompose_with_registry
+    decompose, promote = _fx_passes.decompose_with_registry, _fx_passes.insert_type_promotion_nodes
     _registration.ONNXRegistry.from_torchlib = staticmethod(_copied)
     _fx_passes.decompose_with_registry = functools.partial(_decomposed, decompose)
+    _fx_passes.insert_type_promotion_nodes = functools.partial(_promoted, promote)
     try:
         yield
     finally:
         _registration.ONNXRegistry.from_torchlib = _made
         _fx_passes.decompose_with_registry = decompose
+        _fx_passes.insert_type_promotion_nodes = promote
 
 
 def _decomposed(
@@ -108,3 +113,39 @@ def _stays(node: torch.fx.Node, table: Mapping[Any, Any], registry: _registratio
 def _kept_whole() -> frozenset[Any]:
     """Operations made of others that torch.export leaves whole where it is not told to take them apart."""
     return frozenset(_collect_all_valid_cia_ops())
+
+
+def _promoted(promote: Callable[[torch.fx.GraphModule], None], module: torch.fx.GraphModule) -> None:
+    """Make PyTorch's conversions of operands explicit, in place: which runs every operation to know what each gives,
+    though the graph says it, and seldom finds an operand to be converted."""
+    table = type_promotion.TypePromotionTable()
+    if any(
+        _converts(node, table)
+        for each in module.modules()
+        if isinstance(each, torch.fx.GraphModule)
+        for node in each.graph.nodes
+    ):
+        promote(module)
+
+
+def _converts(node: torch.fx.Node, table: type_promotion.TypePromotionTable) -> bool:
+    """Whether PyTorch computes an operation with its operands in other dtypes than theirs."""
+    rule = type_promotion.get_type_promotion_rule(node, table) if node.op == "call_function" else None
+    if rule is None:
+        return False
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda operand: operand.meta.get("val"))
+    info = rule.preview_type_promotion(args, kwargs)
+    return any(_other(value, info.args_dtypes.get(place)) for place, value in enumerate(args)) or any(
+        _other(value, info.kwargs_dtypes.get(name)) for name, value in kwargs.items()
+    )
+
+
+def _other(value: Any, dtype: torch.dtype | None) -> bool:
+    """Whether an operand is of another dtype than it is computed in; None: it is taken as it is."""
+    if dtype is None:
+        return False
+    if isinstance(value, (tuple, list)):
+        return any(_other(each, dtype) for each in value)
+    if isinstance(value, torch.Tensor):
+        return value.dtype != dtype
+    return type_utils.from_scalar_type_to_torch_dtype(type(value)) != dtype

@@ -34,12 +34,21 @@ def traced_again(monkeypatch):
     return times
 
 
+def run_again(monkeypatch):
+    """Counts how often a program is run to find operands to be converted."""
+    times = []
+    convert = _fx_passes.insert_type_promotion_nodes
+    monkeypatch.setattr(_fx_passes, "insert_type_promotion_nodes", lambda *a: times.append(a) or convert(*a))
+    return times
+
+
 @pytest.mark.parametrize("model", ["bert", "distilbert", "roberta"])
 def test_an_encoder_is_not_traced_again_and_gives_the_same(tmp_path, checkpoint, monkeypatch, model):
     _, captured = capture_checkpoint(checkpoint(model), "text-classification")
-    times = traced_again(monkeypatch)
+    times, runs = traced_again(monkeypatch), run_again(monkeypatch)
     ours = lowered(captured, tmp_path / "quick.onnx")
     assert not times
+    assert len(runs) == (model == "roberta")  # whose positions are counted in several dtypes
     monkeypatch.setattr(onnx, "quick", nullcontext)
     theirs = lowered(captured, tmp_path / "slow.onnx")
     assert len(times) == 1
@@ -72,6 +81,22 @@ def test_what_must_be_taken_apart_still_is(tmp_path, monkeypatch):
     x = np.linspace(-3, 3, 8, dtype=np.float32).reshape(2, 4)
     found = onnxruntime.InferenceSession(path).run(None, {"x": x})[0]
     np.testing.assert_allclose(found, torch.nn.functional.softshrink(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_operands_of_several_dtypes_are_converted_still(tmp_path, monkeypatch):
+    class Scaled(torch.nn.Module):
+        def forward(self, x, n):
+            return x * n + n / 2
+
+    specs = [TensorSpec("x", "float32", (BATCH, size(4))), TensorSpec("n", "int64", (BATCH, size(4)))]
+    example = {"x": torch.randn(3, 4), "n": torch.arange(12).reshape(3, 4)}
+    captured = capture(Scaled(), example, specs, ["y"], trace=trace_module)
+    runs = run_again(monkeypatch)
+    path = lowered(captured, tmp_path / "model.onnx")
+    assert len(runs) == 1
+    feeds = {name: value.numpy() for name, value in example.items()}
+    found = onnxruntime.InferenceSession(path).run(None, feeds)[0]
+    np.testing.assert_allclose(found, Scaled()(*example.values()).numpy(), rtol=1e-6)
 
 
 def test_the_table_of_operations_is_upstreams_and_nobody_changes_it():
