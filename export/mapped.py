@@ -7,6 +7,7 @@ again gets them again, from the system's file cache or from the disk.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import re
@@ -38,6 +39,13 @@ def release(suffixes: tuple[str, ...] = _WEIGHTS) -> int:
         ):
             found += resident
     return found
+
+
+def trim() -> None:
+    """Give back memory that was freed, which the C library keeps between what is still in use. Elsewhere than with
+    glibc nothing happens."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _advise() -> Callable[[int, int], int] | None:

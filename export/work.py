@@ -19,7 +19,7 @@ from ..runtime.parity import Noise
 from ..runtime.reports import ArtifactReport
 from ..runtime.verify import Case, verify_artifact
 from .capture import Captured
-from .mapped import release
+from .mapped import release, trim
 from .targets import Target
 
 # Bytes of weights from which on it matters what stays in memory between stages.
@@ -109,6 +109,7 @@ def free(captures: Sequence[Captured]) -> None:
     """
     if max(captured.weight_bytes for captured in captures) >= LARGE:
         gc.collect()
+        trim()
         release()
 
 

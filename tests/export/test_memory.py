@@ -123,6 +123,20 @@ def test_pages_that_were_written_to_are_kept(tmp_path):
     assert memory[500_000] == 7
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells how much memory is in use")
+def test_what_was_freed_between_other_things_is_given_back():
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    pieces = [bytearray(b"x" * 60_000) for _ in range(2000)]
+    last = pieces[-1]
+    del pieces
+    before = held()
+    mapped.trim()
+    assert before - held() > 60_000_000
+    assert len(last) == 60_000
+
+
 # --- ONNX ---------------------------------------------------------------------------------------------------------
 
 
