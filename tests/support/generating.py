@@ -24,13 +24,14 @@ BATCH, SEQUENCE, ENCODED = Dim(symbol="batch", min=1), Dim(symbol="sequence", mi
 _WIDTH = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def decoder_checkpoint(folder: Path, kind: str = "tiktoken", chat_template: str | None = None, **generation) -> Path:
+def decoder_checkpoint(
+    folder: Path, kind: str = "tiktoken", chat_template: str | None = None, config: dict | None = None, **generation
+) -> Path:
     """A Llama with a vocabulary of `vocabularies.KINDS`; `generation`: its generation config."""
     tokenizer = _tokenizer(kind, chat_template)
-    config = transformers.LlamaConfig(
-        **_WIDTH, vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=128, **_ids(tokenizer)
-    )
-    return _saved(transformers.LlamaForCausalLM(config), tokenizer, folder, generation)
+    sizes = {**_WIDTH, "num_key_value_heads": 2, "max_position_embeddings": 128, **(config or {})}
+    made = transformers.LlamaConfig(vocab_size=len(tokenizer), **sizes, **_ids(tokenizer))
+    return _saved(transformers.LlamaForCausalLM(made), tokenizer, folder, generation)
 
 
 def encoder_decoder_checkpoint(folder: Path, kind: str = "t5", tokenizer=None, **generation) -> Path:
