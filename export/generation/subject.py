@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...runtime.assembly import COMPARED
-from ...runtime.errors import RequestError
+from ...runtime.errors import RequestError, UnsupportedError
 from ...runtime.golden import DECODER_IDS
 from ..inputs import Inputs, make_inputs
 from ..inputs.generation import prompt_inputs, with_decoder
@@ -35,8 +35,9 @@ def is_encoder_decoder(model: torch.nn.Module) -> bool:
 def generation_inputs(
     source: Source, model: torch.nn.Module, max_length: int | None, lengths: Sequence[int] | None
 ) -> Inputs:
-    """What the model is fed as a whole. Errors as in `make_inputs`."""
+    """What the model is fed as a whole. Errors as in `make_inputs`, and UnsupportedError for a decoder that sees."""
     if not is_encoder_decoder(model):
+        _refuse_unseen(source, model)
         inputs = prompt_inputs(source, model, max_length, lengths)
         context = context_of(model, inputs)
         if context < _LEAST_CONTEXT:
@@ -47,6 +48,17 @@ def generation_inputs(
         return inputs
     base = make_inputs(source, model, max_length, lengths)
     return with_decoder(base, source, first_token(model), context_of(model, base))
+
+
+def _refuse_unseen(source: Source, model: torch.nn.Module) -> None:
+    """A decoder alone is given text alone: one that should see or hear would do neither, and still say something."""
+    if "text" not in source.task.kinds:
+        raise UnsupportedError(
+            f"{type(model).__name__} reads {' and '.join(sorted(source.task.kinds))} and text with one decoder; for "
+            f"{source.task.name} palmtop exports models of an encoder and a decoder.\n"
+            "Remedy: --task text-generation for its text alone, where transformers has such a model of this type; or "
+            "export the part that sees or hears by itself (palmtop.export.export_module)."
+        )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,14 @@
-"""A decoder needs room for a few tokens; one that would have less is refused with how much it needs."""
+"""A decoder needs room for a few tokens, and must be given all that it reads: otherwise it is refused."""
+
+from types import SimpleNamespace
 
 import pytest
+import torch
+from palmtop.export.generation.subject import generation_inputs
 from palmtop.export.source import open_source
 from palmtop.export.subject import checkpoint_subject
-from palmtop.runtime.errors import RequestError
+from palmtop.export.tasks import get_task
+from palmtop.runtime.errors import RequestError, UnsupportedError
 
 from ..coverage.checkpoints import make_checkpoint
 
@@ -14,3 +19,12 @@ def test_a_context_too_short_to_generate_in_is_refused(tmp_path, length):
 
     with pytest.raises(RequestError, match=f"at least 8 tokens, and checkpoint would have {length}"):
         checkpoint_subject(open_source(made.folder), max_length=length)
+
+
+@pytest.mark.parametrize(("task", "kind"), [("image-to-text", "image"), ("automatic-speech-recognition", "audio")])
+def test_a_decoder_that_should_see_or_hear_is_not_exported_blind_and_deaf(task, kind):
+    model = torch.nn.Identity()
+    model.config = SimpleNamespace(is_encoder_decoder=False)
+
+    with pytest.raises(UnsupportedError, match=f"Identity reads {kind} and text with one decoder"):
+        generation_inputs(SimpleNamespace(task=get_task(task)), model, None, None)
