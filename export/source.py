@@ -17,7 +17,7 @@ import transformers
 from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
-from ..runtime.errors import DamagedError, PalmtopError, RequestError
+from ..runtime.errors import DamagedError, PalmtopError, RequestError, UnsupportedError
 from .card import ModelCard, read_card
 from .inputs import kinds, parameters
 from .memory import Weights, weights_of
@@ -356,6 +356,14 @@ def _load_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrai
             f"{name} has no tokenizer: none of {', '.join(sorted(files))}. "
             "Remedy: copy the tokenizer files of the checkpoint that it was fine-tuned from."
         )
+    try:
+        with quiet_transformers():
+            tokenizer("one text")
+    except Exception as error:  # each class says in its own way what it wants: boxes of words, tables, pages
+        raise UnsupportedError(
+            f"The tokenizer of {name} ({type(tokenizer).__name__}) takes more than plain text: {_first_line(error)}\n"
+            "Remedy: export the module with inputs of your own (palmtop.export.export_module)."
+        ) from error
     return tokenizer
 
 

@@ -10,6 +10,7 @@ import torch
 from palmtop.export.source import open_source
 from palmtop.runtime.errors import DamagedError, RequestError, UnsupportedError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
 
 from .conftest import edit_json
 
@@ -85,3 +86,15 @@ def test_architectures_that_are_no_names_are_damage(copy, said):
 
     with pytest.raises(DamagedError, match="architectures are no list of names"):
         open_source(folder)
+
+
+def test_a_tokenizer_that_wants_more_than_text_is_refused(copy, monkeypatch):
+    def wants_boxes(self: PreTrainedTokenizerBase, *_: object, **__: object) -> None:
+        raise ValueError("You must provide corresponding bounding boxes")
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", wants_boxes)
+
+    with pytest.raises(UnsupportedError, match="takes more than plain text: ValueError: You must provide") as caught:
+        open_source(copy())
+
+    assert "Remedy: export the module" in str(caught.value)
