@@ -29,6 +29,7 @@ from .onnx_contrib import into_the_standard
 from .onnx_layers import layers_on_rows
 from .onnx_quantize import TRANSLATIONS, state_types, store_integers
 from .onnx_quick import quick, torchlib
+from .onnx_write import write
 
 aten = torch.ops.aten
 
@@ -103,7 +104,7 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
     if size > _LARGEST_SINGLE_FILE:
         onnx_ir.save(model, path, external_data=f"{path.name}.data", alignment=_ALIGNMENT)
     else:
-        onnx_ir.save(model, path)
+        write(model, path)
 
 
 def _translate(captured: Captured, fused: bool) -> onnx_ir.Model:
