@@ -129,6 +129,10 @@ class Source:
                         "Choose another --task."
                     ) from error
                 raise DamagedError(f"The weights of {self.id} cannot be loaded: {_first_line(error)}") from error
+            except ImportError as error:
+                raise RequestError(
+                    f"The model of {self.id} needs a package that is not here: {_first_line(error)}"
+                ) from error
             except Exception as error:  # safetensors, json and torch each have their own errors for a damaged file
                 raise DamagedError(f"The weights of {self.id} cannot be loaded: {_first_line(error)}") from error
         mismatched = [entry[0] for entry in loading["mismatched_keys"]]

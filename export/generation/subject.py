@@ -14,9 +14,10 @@ from ...runtime.golden import DECODER_IDS
 from ..inputs import Inputs, make_inputs
 from ..inputs.generation import prompt_inputs, with_decoder
 from ..reference import Call
+from ..running import running
 from ..source import Source
 from ..subject import STATIC, Part
-from .decoder import Decoder, NoCache
+from .decoder import TOKENS, Decoder, NoCache
 from .encoder_decoder import EncoderDecoder
 from .languages import languages_of
 from .uncached import Uncached
@@ -84,15 +85,19 @@ def route_of(model: torch.nn.Module, inputs: Inputs) -> Route:
     if is_encoder_decoder(model):
         specs = tuple(spec for spec in inputs.specs if spec.name != DECODER_IDS)
         example = {spec.name: _rows(inputs.example[spec.name]) for spec in specs}
-        both = EncoderDecoder(model, specs, example, first_token(model))
+        start = first_token(model)
+        with running(model, example):
+            both = EncoderDecoder(model, specs, example, start)
         return Route(
             _at_once,
             lambda cache: (both.encoder(), both.fixed(context) if cache == STATIC else both.growing(context)),
         )
     try:
-        alone = Decoder(model)
+        with running(model, [TOKENS]):
+            alone = Decoder(model)
     except NoCache:
-        uncached = Uncached(model)
+        with running(model, [TOKENS]):
+            uncached = Uncached(model)
         note = f"{type(model).__name__} keeps no keys and values: for each token the whole sequence is run again."
         return Route(uncached.whole, lambda cache: (uncached.part(context),), (note,), uncached.options)
     return Route(_at_once, lambda cache: (alone.fixed(context) if cache == STATIC else alone.growing(context),))

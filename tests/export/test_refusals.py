@@ -10,7 +10,7 @@ import torch
 from palmtop.export.source import open_source
 from palmtop.runtime.errors import DamagedError, RequestError, UnsupportedError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
 from .conftest import edit_json
 
@@ -98,3 +98,14 @@ def test_a_tokenizer_that_wants_more_than_text_is_refused(copy, monkeypatch):
         open_source(copy())
 
     assert "Remedy: export the module" in str(caught.value)
+
+
+def test_a_model_that_needs_another_package_says_which(copy, monkeypatch):
+    def needs_natten(self: BertForSequenceClassification, *_: object, **__: object) -> None:
+        raise ImportError("DinatModel requires the natten library")
+
+    folder = copy()
+    monkeypatch.setattr(BertForSequenceClassification, "__init__", needs_natten)
+
+    with pytest.raises(RequestError, match="needs a package that is not here: ImportError: DinatModel requires"):
+        open_source(folder).load_model()
