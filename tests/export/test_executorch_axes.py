@@ -54,6 +54,23 @@ def test_a_convolution_takes_few_numbers_and_many(tmp_path):
         torch.testing.assert_close(run(artifact, tmp_path, x), module(x), rtol=1e-5, atol=1e-5)
 
 
+class Merged(nn.Module):
+    """Axes that are merged, and told apart again by what is left."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        products = (x[:, :, None] * x[:, None]).reshape(-1, 8)
+        return products.reshape(x.shape[1], products.shape[0] // x.shape[1], 8)[:, 1:]
+
+
+def test_memory_is_planned_for_sizes_that_come_of_division(tmp_path):
+    program = captured(Merged(), (BATCH, Dim(symbol="sequence", min=2, max=64), size(8)), torch.randn(2, 7, 8))
+    artifact, path = lowered(program, tmp_path)
+    planned = describe(path)["methods"]["forward"]["memory"]
+    assert planned < 4 * 64 * 64 * 8 * 4, "a few tensors of products, each (64, 64, 8)"
+    x = torch.randn(1, 64, 8)
+    torch.testing.assert_close(run(artifact, tmp_path, x), Merged()(x), rtol=1e-5, atol=1e-5)
+
+
 class Filled(nn.Module):
     """Keys put together in memory that was asked for empty (DeepSeek V3)."""
 
