@@ -37,6 +37,15 @@ COVERAGE = Table(
 `make coverage` makes this page. For each pair of architecture and task it builds a tiny checkpoint from the
 configuration class (every size made small, random weights that give lively outputs), {_HOW}""",
 )
+OTHERS = Table(
+    "coverage-others",
+    "others.json",
+    f"""# Coverage beyond the table
+
+`make coverage COVERAGE=--others` makes this page: architectures and tasks that [the table](coverage.md) does not ask
+for, as many as an hour of one core allows, those that are used most before others. For each pair it builds a tiny
+checkpoint from the configuration class (every size made small, random weights that give lively outputs), {_HOW}""",
+)
 PAPER = Table(
     "coverage-paper",
     "paper.json",

@@ -2,9 +2,11 @@
 
     python -m tests.coverage.run [--only bert,vit] [--tasks fill-mask] [--targets onnx] [--failed] [--again]
     python -m tests.coverage.run --true-shapes      the Transformers paper's table, with layers of the published shapes
+    python -m tests.coverage.run --others           pairs that are in neither table
 
-Results lie in build/coverage (or build/coverage-paper), one file a pair, and stay there: an interrupted run goes on
-where it was. From all of them come docs/coverage.md and docs/coverage.json (or docs/coverage-paper.*).
+Results lie in build/coverage (or build/coverage-paper, build/coverage-others), one file a pair, and stay there: an
+interrupted run goes on where it was. From all of them come docs/coverage.md and docs/coverage.json (or those of the
+other names).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .case import SECONDS, TARGETS
-from .report import COVERAGE, PAPER, Table, counts, write_report
+from .report import COVERAGE, OTHERS, PAPER, Table, counts, write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +57,7 @@ class Worker:
 
 def main() -> int:
     options = _options()
-    table = PAPER if options.true_shapes else COVERAGE
+    table = PAPER if options.true_shapes else OTHERS if options.others else COVERAGE
     known = options.pairs or Path(__file__).with_name(table.pairs)
     pairs = dict(json.loads(known.read_text(encoding="utf-8"))["pairs"].items())
     place(table, "", "").parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +145,7 @@ def _options() -> argparse.Namespace:
 
     parser.add_argument("--pairs", type=Path, help="a JSON file with `pairs` (default: the table's)")
     parser.add_argument("--true-shapes", action="store_true", help="two layers of the published shapes, for few pairs")
+    parser.add_argument("--others", action="store_true", help="pairs outside of the table")
     parser.add_argument("--only", type=names, default=[], help="model types, with commas")
     parser.add_argument("--tasks", type=names, default=[], help="tasks, with commas")
     parser.add_argument("--targets", type=names, default=list(TARGETS), help="formats, with commas")
