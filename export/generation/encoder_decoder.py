@@ -212,7 +212,7 @@ def crossing(model: torch.nn.Module, mask: torch.Tensor | None = None) -> Iterat
 
 
 def _decoder_of(model: torch.nn.Module) -> torch.nn.Module:
-    found: torch.nn.Module = model.get_decoder()  # type: ignore[operator]
+    found: torch.nn.Module = model.get_decoder()
     return found
 
 

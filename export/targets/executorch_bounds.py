@@ -36,7 +36,7 @@ def _quotient(numerator: sympy.Expr, denominator: sympy.Expr) -> sympy.Expr:
     """The quotient as a polynomial of whole coefficients, where it is one."""
     symbols = sorted(numerator.free_symbols | denominator.free_symbols, key=str)
     quotient = sympy.cancel(numerator / denominator)
-    if symbols and quotient.is_polynomial(*symbols):
-        if all(factor.is_Integer for factor in sympy.Poly(quotient, *symbols).coeffs()):
-            return quotient
+    polynomial = bool(symbols) and quotient.is_polynomial(*symbols)
+    if polynomial and all(factor.is_Integer for factor in sympy.Poly(quotient, *symbols).coeffs()):
+        return quotient
     return FloorDiv(numerator, denominator)
