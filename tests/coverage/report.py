@@ -71,6 +71,7 @@ def counts(results: Sequence[dict[str, Any]]) -> dict[str, tuple[int, int]]:
 def write_report(results: Sequence[dict[str, Any]], total: int, folder: Path, table: Table = COVERAGE) -> None:
     """Write both files; `total`: how many pairs there are, run or not."""
     folder.mkdir(exist_ok=True)
+    results = [{**result, "targets": {t: _shareable(e) for t, e in result["targets"].items()}} for result in results]
     (folder / f"{table.name}.md").write_text(_page(results, total, table), encoding="utf-8")
     plain = [
         {
@@ -89,6 +90,13 @@ def write_report(results: Sequence[dict[str, Any]], total: int, folder: Path, ta
     (folder / f"{table.name}.json").write_text(
         json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+
+
+def _shareable(entry: dict[str, Any]) -> dict[str, Any]:
+    """Without the folder that the checkpoint and its bundle were in."""
+    if "reason" not in entry:
+        return entry
+    return {**entry, "reason": re.sub(r"\S*palmtop-coverage-[^/\s]*/(\S*?\.partial/)?", "", entry["reason"])}
 
 
 def short_reason(entry: dict[str, Any]) -> str:
