@@ -20,13 +20,13 @@ from ..runtime.errors import DamagedError, RequestError
 VARIABLE = "PALMTOP_MEMORY"
 
 # Bytes of libraries and programs, whatever the model.
-_LIBRARIES = {"onnx": 800e6, "coreml": 800e6, "executorch": 800e6}
+_LIBRARIES = {"onnx": 800e6, "coreml": 800e6, "executorch": 900e6}
 _LEAST = 600e6
 # Parts of the fp32 weights that are in memory at once, by precision. Quantizing works on several copies of them: BERT
 # base with `auto`, 0.44 GB, took 3.6 GB (docs/benchmarks.md).
 _FACTORS = {"fp32": 1.1, "fp16": 1.6}
 _QUANTIZED = 6.5
-# ONNX models of fewer bytes are one file: protobuf messages of all weights, made here and read by ONNX Runtime.
+# ONNX models of fewer bytes are one file, which ONNX Runtime reads as one message.
 _SINGLE_FILE = 1e9
 _IN_MESSAGES = 4.0
 # The process beside the export's own (`aside.py`): objects that it or the other changes, and the reference in fp64.
