@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from ..errors import DamagedError
+from ..errors import DamagedError, RequestError
 from ..manifest import Artifact
 from . import Backend, Contents
 from .onnx_file import operations
@@ -36,7 +36,12 @@ class OnnxRunner:
             raise DamagedError(f"{path} has outputs {sorted(present)}; the manifest names {self._outputs}.")
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+        """Outputs by name. Raises RequestError when the graph refuses these sizes."""
+        try:
+            results = self._session.run(self._outputs, feeds)
+        except Exception as error:  # as above
+            raise RequestError(f"ONNX Runtime could not run the model: {error}") from error
+        return dict(zip(self._outputs, results, strict=True))
 
 
 BACKEND = Backend(
