@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -23,4 +25,4 @@ def text_preparer(preprocess: dict[str, Any], prompt: str | None = None) -> Call
     if name is not None and name not in prompts:
         raise RequestError(f"Unknown prompt '{name}'. This model has: {', '.join(prompts) or 'none'}.")
     prefix = prompts[name] if name is not None else ""
-    return lambda text: prefix + text
+    return functools.partial(operator.add, prefix)

@@ -77,11 +77,12 @@ class Session:
         Raises:
             RequestError: an input is missing, or a size is outside what the artifact takes.
         """
-        try:
-            arrays = {name: np.ascontiguousarray(feeds[name], dtype) for name, dtype in self._dtypes.items()}
-        except KeyError:
-            missing = [name for name in self._dtypes if name not in feeds]
-            raise RequestError(f"Missing input {', '.join(missing)} for {self.artifact.path}.") from None
+        arrays = {}
+        for name, dtype in self._dtypes.items():
+            if name not in feeds:
+                missing = [other for other in self._dtypes if other not in feeds]
+                raise RequestError(f"Missing input {', '.join(missing)} for {self.artifact.path}.")
+            arrays[name] = np.ascontiguousarray(feeds[name], dtype)
         rows = len(next(iter(arrays.values()))) if arrays else 1
         if self.splits_batch and rows != 1:
             parts = [self._run({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(rows)]

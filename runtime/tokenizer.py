@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +25,10 @@ Truncation = Literal["longest_first", "only_first", "only_second"]
 
 # The model inputs that a tokenizer makes, from one encoding.
 _INPUTS: dict[str, Callable[[tokenizers.Encoding], list[int]]] = {
-    "input_ids": lambda encoding: encoding.ids,
-    "attention_mask": lambda encoding: encoding.attention_mask,
-    "token_type_ids": lambda encoding: encoding.type_ids,
-    "special_tokens_mask": lambda encoding: encoding.special_tokens_mask,
+    "input_ids": attrgetter("ids"),
+    "attention_mask": attrgetter("attention_mask"),
+    "token_type_ids": attrgetter("type_ids"),
+    "special_tokens_mask": attrgetter("special_tokens_mask"),
 }
 
 
@@ -62,7 +63,11 @@ class Encoded:
 
 
 class Tokenizer:
-    """A tokenizer of a bundle. Calls may come from several threads. `folder` is where it was read from, if it was."""
+    """A tokenizer of a bundle. Calls may come from several threads. `folder` is where it was read from, if it was.
+
+    A model's run leaves nothing of this code in the caches, so that what a text costs here is how many functions it
+    goes through, not how often: `encode` and `batch` call few.
+    """
 
     def __init__(
         self,
@@ -140,10 +145,12 @@ class Tokenizer:
             settings = None
             if truncation is not None:
                 max_length = max_length or self.spec.max_length
-                self._check_room(sequences, pairs is not None, max_length, truncation, stride, add_special_tokens)
+                if stride or max_length <= self._specials[pairs is not None]:
+                    self._check_room(sequences, pairs is not None, max_length, truncation, stride, add_special_tokens)
                 settings = (max_length, stride, truncation)
             with self._lock:
-                self._set_truncation(settings)
+                if settings != self._truncation:
+                    self._set_truncation(settings)
                 if len(sequences) == 1:  # the batch call costs a thread pool
                     one, other = sequences[0] if pairs is not None else (sequences[0], None)
                     found = [self._backend.encode(one, other, words, add_special_tokens)]
@@ -160,11 +167,12 @@ class Tokenizer:
                 f"This text cannot be cut to {max_length} tokens ({truncation}): {error}. "
                 "Shorten the part that is kept whole."
             ) from error
-        return [
-            Window(sample, window)
-            for sample, encoding in enumerate(found)
-            for window in ([encoding, *encoding.overflowing] if overflow else [encoding])
-        ]
+        windows = []
+        for sample, encoding in enumerate(found):
+            windows.append(Window(sample, encoding))
+            if overflow:
+                windows.extend(Window(sample, part) for part in encoding.overflowing)
+        return windows
 
     def batch(self, windows: Sequence[Window], length: Dim | int | None = None) -> dict[str, np.ndarray]:
         """The model inputs of some windows, each (N, S) int64, padded on the tokenizer's side.
@@ -177,10 +185,16 @@ class Tokenizer:
         """
         encodings = [window.encoding for window in windows]
         size = self.padded_length(max(map(len, encodings), default=0), length)
-        rows = [_padded_rows(list(map(read, encodings)), size, pad, self._left) for read, pad in self._columns]
-        # All inputs in one array: between two runs of a model nothing is in the caches, and each call costs its code.
-        block = np.array(rows, np.int64).reshape(len(rows), len(encodings), size)
-        return dict(zip(self.spec.inputs, block, strict=True))
+        block = []
+        for read, pad in self._columns:
+            rows = list(map(read, encodings))
+            for place, row in enumerate(rows):
+                if len(row) < size:
+                    rows[place] = _pad_row(row, size, pad, self._left)
+            block.append(rows)
+        # One array for all inputs.
+        arrays = np.array(block, np.int64).reshape(len(block), len(encodings), size)
+        return dict(zip(self.spec.inputs, arrays, strict=True))
 
     def __call__(
         self,
@@ -273,8 +287,6 @@ class Tokenizer:
 
     def _set_truncation(self, settings: tuple[int, int, str] | None) -> None:
         """Length, stride and strategy, None to cut nothing; the lock is held."""
-        if settings == self._truncation:
-            return
         if settings is None:
             self._backend.no_truncation()
         else:
@@ -356,10 +368,6 @@ def _pad_row(row: list[Any], size: int, value: Any, left: bool) -> list[Any]:
     return padding + row if left else row + padding
 
 
-def _padded_rows(rows: list[list[Any]], size: int, value: Any, left: bool) -> list[list[Any]]:
-    return [row if len(row) == size else _pad_row(row, size, value, left) for row in rows]
-
-
 def _padded(rows: list[list[Any]], size: int, value: Any, left: bool) -> np.ndarray:
-    padded = _padded_rows(rows, size, value, left)
+    padded = [_pad_row(row, size, value, left) for row in rows]
     return np.array(padded, np.int64) if padded else np.zeros((0, size), np.int64)

@@ -89,18 +89,24 @@ class TextPipeline(Pipeline):
         Windows of similar length run together, so that little is padded. `read` gets the outputs of one window, the
         leading axis removed, padding cut off and half precision widened.
         """
-        size = whole("batch_size", batch_size) or self.batch_size
+        size = self.batch_size if batch_size is None else whole("batch_size", batch_size) or self.batch_size
         results: list[Any] = [None] * len(windows)
         mixed = self._has_mask  # without a mask a model sees padding
-        for group in grouped(list(map(len, windows)), size, self._batch_axis, mixed):
+        groups = [[0]] if len(windows) == 1 else grouped(list(map(len, windows)), size, self._batch_axis, mixed)
+        for group in groups:
             inputs = self.tokenizer.batch([windows[index] for index in group], self._length_axis)
-            found = run_rows(self.session, inputs, self._batch_axis)
-            outputs = [(name, widened(found[name])) for name in self.outputs]
+            outputs = run_rows(self.session, inputs, self._batch_axis)
+            for name in self.outputs:
+                if outputs[name].dtype.itemsize < 4:
+                    outputs[name] = widened(outputs[name])
             for row, index in enumerate(group):
-                mine = {name: array[row] for name, array in outputs}
+                mine = {}
+                for name in self.outputs:
+                    mine[name] = outputs[name][row]
                 if self.per_token:
                     kept = self._unpadded(len(windows[index]), inputs["input_ids"].shape[1])
-                    mine |= {name: mine[name][kept] for name in self.per_token}
+                    for name in self.per_token:
+                        mine[name] = mine[name][kept]
                 results[index] = read(mine, windows[index])
         return results
 

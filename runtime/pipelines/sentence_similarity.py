@@ -36,7 +36,7 @@ class SentenceSimilarity(TextPipeline):
         if prompt is not None:
             settings, prompt_name = {**settings, "prompts": {"": prompt}}, ""
         prepare = text_preparer(settings, prompt_name)
-        windows = self.tokenizer.encode([prepare(item) for item in items], max_length=self.max_length)
+        windows = self.tokenizer.encode(list(map(prepare, items)), max_length=self.max_length)
         vectors = self.run_windows(windows, lambda outputs, _: outputs["sentence_embedding"], batch_size)
         if single:
             return vectors[0]
