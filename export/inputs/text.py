@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,9 @@ def text_inputs(
     prompt = preprocess.get("prompts", {}).get(preprocess.get("default_prompt"), "")
     texts = TextInputs(source, names, longest, prompt=prompt)
     _check_vocabulary(source, model)
+    if not _knows_seconds(model, texts):
+        texts = dataclasses.replace(texts, pairs=False)
+        notes = (*notes, "The model has one kind of token (type_vocab_size), so it takes no pairs of texts.")
 
     def write(root: Path) -> TokenizerSpec:
         spec = carry_tokenizer(source, root, names, longest)
@@ -100,12 +104,13 @@ def _prompts(source: Source) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TextInputs:
-    """Makes the model's inputs from text, with the checkpoint's own tokenizer."""
+    """Makes the model's inputs from text, with the checkpoint's own tokenizer. `pairs`: whether of two texts too."""
 
     source: Source
     names: tuple[str, ...]
     max_length: int
     prompt: str = ""
+    pairs: bool = True
 
     def encode(
         self,
@@ -168,7 +173,7 @@ def text_batches(inputs: TextInputs) -> list[tuple[str, dict[str, Any]]]:
             ("long and short", [LONG, "ok"], None),
             ("truncated", [LONG * 9], None),
         ]
-        if task.name != "fill-mask":
+        if task.name != "fill-mask" and inputs.pairs:
             batches.append(("batch of pairs", [first for first, _ in PAIRS], [second for _, second in PAIRS]))
     return [(name, inputs.feeds(texts, pairs)) for name, texts, pairs in batches]
 
@@ -230,7 +235,7 @@ def golden_vectors(reference: Reference, inputs: TextInputs) -> list[GoldenCase]
     for index, sentence in enumerate(SENTENCES):
         cases.append(golden_case(reference, inputs, f"sentence {index + 1}", _masked(inputs, sentence)))
     cases += [golden_case(reference, inputs, name, text) for name, text in probes(inputs)]
-    for index, (first, second) in enumerate(PAIRS):
+    for index, (first, second) in enumerate(PAIRS if inputs.pairs else ()):
         cases.append(golden_case(reference, inputs, f"pair {index + 1}", first, second))
     cases.append(golden_case(reference, inputs, "truncated", LONG * 9))
     padded = min(32, inputs.max_length)
@@ -286,6 +291,23 @@ def _masked(inputs: TextInputs, sentence: str) -> str:
         words[1] = mask
         return " ".join(words)
     return f"{sentence} {mask}"
+
+
+def _knows_seconds(model: torch.nn.Module, texts: TextInputs) -> bool:
+    """Whether a model has a row for the type that its tokenizer gives the tokens of a second text."""
+    if "token_type_ids" not in texts.names or texts.source.task.rank == 3:
+        return True
+    feeds = texts.feeds(["one"], ["two"])
+    if not feeds["token_type_ids"].any():
+        return True
+    try:
+        with torch.no_grad():
+            model(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+    except IndexError:
+        return False
+    except Exception:  # whatever else it wants is found out when it is run on the cases
+        return True
+    return True
 
 
 def _check_vocabulary(source: Source, model: torch.nn.Module) -> None:
