@@ -28,7 +28,7 @@ _FACTORS = {"fp32": 1.1, "fp16": 1.6}
 _QUANTIZED = 6.5
 # ONNX models of fewer bytes are one file, which ONNX Runtime reads as one message.
 _SINGLE_FILE = 1e9
-_IN_MESSAGES = 4.0
+_IN_MESSAGES = 2.0
 # The process beside the export's own (`aside.py`): objects that it or the other changes, and the reference in fp64.
 _BESIDE, _BESIDE_COPIES = 300e6, 2.0
 # A target that is not known here.
