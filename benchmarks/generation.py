@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from palmtop.runtime.generation.generate import tokens  # noqa: E402
 
 TARGETS = ("onnx", "executorch")
 _LENGTH = 256  # tokens that the bundles take
+_AT_ONCE = 2  # exports, which nothing here is said about, beside each other
 # How many texts plans are made from: no speed depends on it, and the default takes minutes more.
 _CALIBRATED = 32
 # No plan of a model that never learned anything agrees much: the gate is left open, and what is lost is measured here.
@@ -227,11 +229,14 @@ def measure(work: Path, settings: Settings, figures: Figures) -> None:
     shared.say(f"{count / 1e6:.0f} M parameters")
     texts = work / "texts.txt"
     texts.write_text("\n".join(sentences.split()[1][:_CALIBRATED]) + "\n", encoding="utf-8")
-    bundles: dict[str, Bundle] = {}
-    for kind, options in KINDS.items():
-        asked = ("--task", "text-generation", "--to", ",".join(TARGETS), "--max-length", str(_LENGTH), *options)
-        asked += ("--calibrate", str(texts)) if options else ()
-        bundles[kind] = shared.exported(checkpoint, work / f"{kind}.bundle", *asked)
+
+    def exported(kind: str) -> Bundle:
+        asked = ("--task", "text-generation", "--to", ",".join(TARGETS), "--max-length", str(_LENGTH), *KINDS[kind])
+        asked += ("--calibrate", str(texts)) if KINDS[kind] else ()
+        return shared.exported(checkpoint, work / f"{kind}.bundle", *asked)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        bundles = dict(zip(KINDS, pool.map(exported, KINDS), strict=True))
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     ours = {
         f"{target} {kind}": load(bundle.root, target=target, threads=1)
