@@ -46,6 +46,16 @@ def is_bool(node: Node) -> bool:
     return node.meta["val"].dtype == torch.bool
 
 
+def list_readers(program: ExportedProgram) -> None:
+    """Let every node know all that read it.
+
+    torch 2.13 forgets one now and then (in Jina embeddings v3 the pooler, which nothing reads), and cannot erase it then.
+    """
+    for node in program.graph.nodes:
+        for source in node.all_input_nodes:
+            source.users.setdefault(node)
+
+
 def drop_dead_code(program: ExportedProgram) -> None:
     """Erase calls that nothing reads (placeholders stay)."""
     program.graph.eliminate_dead_code()

@@ -20,7 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from .axes import fewer_axes
-from .graph import drop_dead_code, insert, is_bool, rename_outputs, replace
+from .graph import drop_dead_code, insert, is_bool, list_readers, rename_outputs, replace
 from .identities import drop_identities
 from .masks import finite_masks, simplify_masks
 
@@ -32,6 +32,7 @@ _MAYBE_VIEWS = {aten.reshape.default, aten.contiguous.default, aten.to.dtype, at
 
 def normalize(program: ExportedProgram) -> ExportedProgram:
     """Run all passes on a program, which may be changed in place, and return the normalised one."""
+    list_readers(program)
     program = functionalize(program)
     for run in (
         drop_identities,

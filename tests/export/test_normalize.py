@@ -60,3 +60,21 @@ def test_attention_in_windows_does_without_six_axes():
     ranks = [node.meta["val"].dim() for node in program.graph.nodes if hasattr(node.meta.get("val"), "dim")]
     assert max(ranks) <= 5
     assert torch.ops.aten.max.dim not in {node.target for node in program.graph.nodes}
+
+
+def test_what_nothing_reads_is_dropped_though_its_source_forgot_it():
+    class Pooled(torch.nn.Module):
+        def forward(self, x):
+            doubled = x * 2
+            return doubled.select(1, 0), doubled + 1
+
+    def trace(*arguments):
+        program = trace_module(*arguments)
+        select = next(node for node in program.graph.nodes if node.target is torch.ops.aten.select.int)
+        program.graph.output_node().replace_input_with(select, select.args[0])
+        del select.args[0].users[select]
+        return program
+
+    found = capture(Pooled().eval(), {"x": torch.randn(3, 6)}, [ROWS], ["y", "z"], trace=trace)
+
+    assert torch.ops.aten.select.int not in {node.target for node in found.program.graph.nodes}
