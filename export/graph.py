@@ -49,7 +49,7 @@ def is_bool(node: Node) -> bool:
 def list_readers(program: ExportedProgram) -> None:
     """Let every node know all that read it.
 
-    torch 2.13 forgets one now and then (in Jina embeddings v3 the pooler, which nothing reads), and cannot erase it then.
+    torch 2.13 forgets one now and then (in Jina embeddings v3 the pooler, which nothing reads), and cannot erase it.
     """
     for node in program.graph.nodes:
         for source in node.all_input_nodes:
