@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import os
 import shutil
@@ -42,6 +43,7 @@ from .work import LARGE, Progress, Work, artifact_bytes, timed
 
 # A disk with less than this many bytes left is full.
 _LEAST_FREE = 1_000_000
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass
@@ -261,6 +263,7 @@ def staging(destination: Path, force: bool) -> Iterator[Path]:
     check_destination(destination, force)
     parent = destination.absolute().parent
     aside = parent / f".{destination.name}.{os.getpid()}.partial"
+    new = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(parent, destination.name)
@@ -271,6 +274,8 @@ def staging(destination: Path, force: bool) -> Iterator[Path]:
         yield aside
         _put_in_place(aside, destination)
     except OSError as error:
+        if error.errno not in _FULL and not _is_within(error.filename, parent):
+            raise
         raise RequestError(f"Cannot write {destination}: {error.strerror or error}. Nothing was left there.") from error
     except Exception as error:  # some libraries tell of a full disk in other words
         full = next((place for place in (parent, Path(tempfile.gettempdir())) if _is_full(place)), None)
@@ -281,6 +286,13 @@ def staging(destination: Path, force: bool) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        for folder in new:  # those that hold a bundle now stay
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _is_within(name: object, folder: Path) -> bool:
+    return isinstance(name, (str, Path)) and Path(name).absolute().is_relative_to(folder)
 
 
 def _is_full(place: Path) -> bool:

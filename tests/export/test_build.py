@@ -292,6 +292,19 @@ def test_a_disk_that_fills_up_later_leaves_nothing_either(checkpoint, tmp_path, 
     assert nothing_beside(tmp_path / "x.bundle")
 
 
+def test_a_file_that_cannot_be_read_is_not_said_to_be_one_that_cannot_be_written(checkpoint, tmp_path, monkeypatch):
+    replace_target(monkeypatch, dying(FileNotFoundError(2, "No such file", "/elsewhere/table")))
+    with pytest.raises(FileNotFoundError):
+        export(checkpoint, tmp_path / "x.bundle")
+
+
+def test_a_failed_export_leaves_no_folders_on_the_way_to_its_bundle(checkpoint, tmp_path, monkeypatch, known_capture):
+    replace_target(monkeypatch, dying(ValueError("inside a converter")))
+    with pytest.raises(ValueError, match="inside a converter"):
+        export(checkpoint, tmp_path / "one" / "two" / "x.bundle")
+    assert not (tmp_path / "one").exists()
+
+
 def test_a_replacement_that_dies_leaves_the_old_bundle(checkpoint, bundle, monkeypatch, known_capture):
     before = contents(bundle)
     replace_target(monkeypatch, dying(ValueError("inside a converter")))
