@@ -161,6 +161,8 @@ def _shrunk(sizes: Mapping[str, Any], ratio: float, vocabulary: int | None, keep
         if isinstance(value, Mapping):
             if name not in ("id2label", "label2id", "rope_parameters", "rope_scaling", "task_specific_params"):
                 small[name] = _backbone(_shrunk(value, ratio, vocabulary, keep), keep)
+        elif value is None and name == "vocab_size" and vocabulary is not None:  # ESM leaves it to its users
+            small[name] = vocabulary
         elif isinstance(value, bool) or value is None:
             continue
         elif isinstance(value, (int, float)):

@@ -160,9 +160,11 @@ def _from_words(cls: type, folder: Path, max_length: int) -> PreTrainedTokenizer
     tokens = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]
     letters.write_text(json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8")
     try:
-        return cls(str(letters), model_max_length=max_length)
+        tokenizer = cls(str(letters), model_max_length=max_length)
+        ids = tokenizer("A TEST")["input_ids"]
     except Exception:
         return None
+    return None if None in ids else tokenizer  # a class that reads other files, and knows no token of these
 
 
 def _bytes_with_start(max_length: int) -> PreTrainedTokenizerBase:
