@@ -12,12 +12,13 @@ import torch
 from ..quantize.scheme import PRESETS, Plan
 from ..runtime.errors import RequestError
 from ..runtime.manifest import Dim
-from .build import Result, build, check_destination
+from .build import Result, build
 from .compress import Request
 from .image_input import image_input as read_image_input
 from .memory import check_memory
 from .module_subject import module_subject
 from .source import open_source
+from .staging import check_destination
 from .subject import checkpoint_subject
 from .targets import TARGETS, Options
 from .work import Progress, timed

@@ -20,7 +20,7 @@ import jsonschema
 import onnx as onnx_library
 import pytest
 from onnx import numpy_helper
-from palmtop.export import build, export_checkpoint, targets
+from palmtop.export import build, export_checkpoint, staging, targets
 from palmtop.export.source import open_source
 from palmtop.export.subject import checkpoint_subject
 from palmtop.export.targets import Target, onnx
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(checkpoint, tmp_path, monkeypatc
 
 def test_a_full_disk_in_the_words_of_a_converter(checkpoint, tmp_path, monkeypatch, known_capture):
     replace_target(monkeypatch, dying(RuntimeError("[MIL FileWriter]: Unknown error")))
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda place: SimpleNamespace(free=4096))
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda place: SimpleNamespace(free=4096))
     with pytest.raises(RequestError, match=r"the disk of .* is full"):
         export(checkpoint, tmp_path / "x.bundle")
     assert nothing_beside(tmp_path / "x.bundle")
