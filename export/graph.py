@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
 
@@ -67,3 +69,43 @@ def rename_outputs(program: ExportedProgram) -> None:
     for spec, node in zip(specs, program.graph.output_node().args[0], strict=True):
         if isinstance(node, Node) and spec.arg.name != node.name:
             spec.arg = dataclasses.replace(spec.arg, name=node.name)
+
+
+class Builder:
+    """Writes calls before one node: `build(aten.add.Tensor, x, y)`."""
+
+    def __init__(self, node: Node):
+        self._node = node
+
+    def __call__(self, target: Callable[..., Any], *args: Any) -> Node:
+        return insert(self._node.graph, self._node, target, args)
+
+
+def value_of(node: Any) -> torch.Tensor:
+    """The fake tensor that a node gives."""
+    return node.meta["val"]
+
+
+def arguments_of(node: Node) -> dict[str, Any]:
+    """All arguments of a call by name, defaults included."""
+    found = {}
+    for place, argument in enumerate(node.target._schema.arguments):
+        default = argument.default_value if argument.has_default_value() else None
+        found[argument.name] = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name, default)
+    return found
+
+
+def add_constant(program: ExportedProgram, name: str, value: torch.Tensor) -> Node:
+    """The placeholder of a constant of that name, added to the program when it has none."""
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node in placeholders:
+        if node.target == f"b_{name}":
+            return node
+    with program.graph.inserting_before(placeholders[0]):
+        node = program.graph.placeholder(f"b_{name}")
+    mode = next(other.meta["val"].fake_mode for other in placeholders if hasattr(other.meta.get("val"), "fake_mode"))
+    node.meta["val"] = mode.from_tensor(value, static_shapes=True)
+    specs = program.graph_signature.input_specs
+    specs.insert(0, InputSpec(InputKind.BUFFER, TensorArgument(node.name), name, True))
+    program.state_dict[name] = value
+    return node

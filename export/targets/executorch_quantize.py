@@ -24,10 +24,9 @@ from ...quantize.sites import Site, Use, find_sites
 from ...quantize.weights import QuantizedWeight
 from ...runtime.errors import RequestError
 from ..capture import Captured
-from ..graph import insert
+from ..graph import add_constant, insert
 from ..modules import user_path
 from .executorch_integers import integer_linear, linear_of_table
-from .executorch_rewrites import add_constant
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed

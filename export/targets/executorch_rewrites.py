@@ -15,21 +15,16 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
 
 from ..generation.write_at import WRITE_AT
-from ..graph import insert, same_shape
-from ..grouped import before_repeat
-from ..masks import MASKED
+from ..graph import Builder, add_constant, arguments_of, insert, same_shape, value_of
+from .executorch_attention import attention
 from .executorch_half import GELU_COEFFICIENTS, GELU_RANGE
 
 aten = torch.ops.aten
 
 _SDPA = aten.scaled_dot_product_attention.default
-
-# No kernel of XNNPACK's softmax takes more numbers of a row in one step.
-_STEP = 64
 
 # Up to this many columns a slice of the last axis is cheaper as a product with a 0/1 matrix than outside a delegate.
 _WIDEST_SELECTION = 128
@@ -53,9 +48,9 @@ _SOFTMAX = (aten.softmax.int, aten._softmax.default)
 def rewrite(program: ExportedProgram, rounds: bool = False) -> None:
     """Apply every rewrite to a program, in place. The program's dictionaries of weights must be its own.
 
-    rounds: whether layers round their inputs to integers (see `_steady`).
+    rounds: whether layers round their inputs to integers (see `executorch_attention.py`).
     """
-    _apply(program, _REWRITES | ({_SDPA: functools.partial(_attention, rounds=True)} if rounds else {}))
+    _apply(program, _REWRITES | ({_SDPA: functools.partial(attention, rounds=True)} if rounds else {}))
     _drop_leading_one(program)
     _half_numbers(program)
     program.graph.eliminate_dead_code()
@@ -72,125 +67,17 @@ def _apply(program: ExportedProgram, table: dict[Any, Callable[[ExportedProgram,
             program.graph.erase_node(node)
 
 
-class _Builder:
-    """Writes calls before one node: `build(aten.add.Tensor, x, y)`."""
-
-    def __init__(self, node: Node):
-        self._node = node
-
-    def __call__(self, target: Callable[..., Any], *args: Any) -> Node:
-        return insert(self._node.graph, self._node, target, args)
-
-
-def _value(node: Any) -> torch.Tensor:
-    return node.meta["val"]
-
-
-def _arguments(node: Node) -> dict[str, Any]:
-    """All arguments of a call by name, defaults included."""
-    found = {}
-    for place, argument in enumerate(node.target._schema.arguments):
-        default = argument.default_value if argument.has_default_value() else None
-        found[argument.name] = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name, default)
-    return found
-
-
 # --- operations -----------------------------------------------------------------------------------------------------
-
-
-def _attention(program: ExportedProgram, node: Node, rounds: bool = False) -> Node | None:
-    """Attention on 3-D tensors (batch * heads, length, depth): two `bmm` around a softmax.
-
-    PyTorch's own decomposition keeps 4-D tensors, broadcasts with `expand`, scales twice and mends rows that are
-    masked whole; XNNPACK takes none of it. Masks here are additive and finite (see `normalize.py`).
-    """
-    given = _arguments(node)
-    query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
-    shapes = [_value(argument).shape for argument in (query, key, value)]
-    if (
-        any(len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int) for shape in shapes)
-        or shapes[0][1] != shapes[1][1]
-        or given["is_causal"]
-        or given["dropout_p"]
-        or (mask is not None and not _value(mask).dtype.is_floating_point)
-    ):
-        return None
-    build = _Builder(node)
-    heads, depth = shapes[0][1], shapes[0][3]
-    scale = given["scale"] if given["scale"] is not None else 1 / math.sqrt(depth)
-    if str(shapes[0][0]) == "1" and isinstance(shapes[1][2], int):
-        grouped = _grouped_attention(build, query, key, value, mask, scale)
-        if grouped is not None:
-            return grouped
-    query, key, value = (build(aten.flatten.using_ints, each, 0, 1) for each in (query, key, value))
-    if rounds and mask is not None and not isinstance(shapes[1][2], int):  # as many keys each time: sums alike
-        key, value, mask = _steady(program, build, key, value, mask)
-    scores = build(aten.bmm.default, build(aten.mul.Tensor, query, scale), build(aten.permute.default, key, [0, 2, 1]))
-    if mask is not None and (_value(mask).dim() < 4 or str(_value(mask).shape[0]) == "1" == str(shapes[0][0])):
-        while _value(mask).dim() > 3:
-            mask = build(aten.squeeze.dim, mask, 0)
-        scores = build(aten.add.Tensor, scores, mask)
-    elif mask is not None:
-        apart = build(aten.add.Tensor, build(aten.unflatten.int, scores, 0, [-1, heads]), mask)
-        scores = build(aten.flatten.using_ints, apart, 0, 1)
-    mixed = build(aten.bmm.default, build(aten.softmax.int, scores, -1), value)
-    return build(aten.unflatten.int, mixed, 0, [-1, heads])
-
-
-def _grouped_attention(
-    build: _Builder, query: Node, key: Node, value: Node, mask: Node | None, scale: float
-) -> Node | None:
-    """Attention of one row whose keys and values serve several query heads each, without repeating them.
-
-    The queries of a group stand one below the other: (heads, length, depth) is (groups, times * length, depth). The
-    number of keys is known, so that the scores can be told apart again for the mask.
-    """
-    keys, values = before_repeat(key), before_repeat(value)
-    if keys is None or values is None or _value(keys).shape[1] != _value(values).shape[1]:
-        return None
-    heads, groups, count = _value(query).shape[1], _value(keys).shape[1], _value(keys).shape[2]
-    depths = [_value(each).shape[3] for each in (query, values)]
-    while mask is not None and _value(mask).dim() > 3:
-        mask = build(aten.squeeze.dim, mask, 0)
-    query, keys, values = (build(aten.flatten.using_ints, each, 0, 1) for each in (query, keys, values))
-    scaled = build(aten.reshape.default, build(aten.mul.Tensor, query, scale), [groups, -1, depths[0]])
-    scores = build(aten.bmm.default, scaled, build(aten.permute.default, keys, [0, 2, 1]))
-    scores = build(aten.reshape.default, scores, [heads, -1, count])
-    if mask is not None:
-        scores = build(aten.add.Tensor, scores, mask)
-    shares = build(aten.reshape.default, build(aten.softmax.int, scores, -1), [groups, -1, count])
-    mixed = build(aten.reshape.default, build(aten.bmm.default, shares, values), [heads, -1, depths[1]])
-    return build(aten.unsqueeze.default, mixed, 0)
-
-
-def _steady(program: ExportedProgram, build: _Builder, key: Node, value: Node, mask: Node) -> tuple[Node, Node, Node]:
-    """Keys, values and mask with masked keys behind them, enough for a whole step of XNNPACK's softmax.
-
-    It adds up the last, incomplete step of a row in another order, so that padding changes sums by a last digit.
-    Where layers round their inputs, that digit now and then decides between two integers.
-    """
-    shape = _value(key).shape
-    if not isinstance(shape[0], int) or any(str(size) != "1" for size in _value(mask).shape[:-1]):
-        return key, value, mask
-    # Each attention has its own: a constant must not be in two delegates.
-    nothing = add_constant(program, f"palmtop_no_keys_{key.name}", torch.zeros(shape[0], _STEP, shape[2]))
-    while _value(mask).dim() > 3:
-        mask = build(aten.squeeze.dim, mask, 0)
-    rank = _value(mask).dim()
-    # Lower than what masks hold: where every key is masked, those of the model still share the row.
-    masked = add_constant(program, f"palmtop_masked_{key.name}", torch.full([1] * (rank - 1) + [_STEP], 2 * MASKED))
-    key, value = (build(aten.cat.default, [each, nothing], 1) for each in (key, value))
-    return key, value, build(aten.cat.default, [mask, masked], -1)
 
 
 def _matmul(program: ExportedProgram, node: Node) -> Node | None:
     """A product of 4-D tensors with one batch and equal heads, in 3-D."""
-    shapes = [_value(argument).shape for argument in node.args[:2]]
+    shapes = [value_of(argument).shape for argument in node.args[:2]]
     if any(len(shape) != 4 or not isinstance(shape[1], int) for shape in shapes) or shapes[0][1] != shapes[1][1]:
         return None
     if str(shapes[0][0]) != str(shapes[1][0]):
         return None
-    build = _Builder(node)
+    build = Builder(node)
     left, right = (build(aten.flatten.using_ints, each, 0, 1) for each in node.args[:2])
     product = build(aten.bmm.default, left, right)
     if str(shapes[0][0]) == "1":
@@ -200,11 +87,11 @@ def _matmul(program: ExportedProgram, node: Node) -> Node | None:
 
 def _layer_norm(program: ExportedProgram, node: Node) -> Node | None:
     """Layer norm over the last axis, its two means as products with a vector of 1/n."""
-    given = _arguments(node)
+    given = arguments_of(node)
     source, shape = given["input"], given["normalized_shape"]
-    if len(shape) != 1 or _value(source).dtype != torch.float32:
+    if len(shape) != 1 or value_of(source).dtype != torch.float32:
         return None
-    build = _Builder(node)
+    build = Builder(node)
     average = _averaging(program, shape[0])
     centered = build(aten.sub.Tensor, source, build(aten.linear.default, source, average))
     variance = build(aten.linear.default, build(aten.mul.Tensor, centered, centered), average)
@@ -223,20 +110,20 @@ def _averaging(program: ExportedProgram, size: int) -> Node:
 
 def _reduction(program: ExportedProgram, node: Node) -> Node | None:
     """A mean or sum over the last axis, as a product with a vector of 1/n or of ones."""
-    given = _arguments(node)
+    given = arguments_of(node)
     source, axes = given["self"], given["dim"]
-    shape = _value(source).shape
+    shape = value_of(source).shape
     if (
         not axes
         or len(axes) != 1
         or axes[0] not in (-1, len(shape) - 1)
         or len(shape) < 2
         or not isinstance(shape[-1], int)
-        or _value(source).dtype != torch.float32
-        or _value(node).dtype != torch.float32
+        or value_of(source).dtype != torch.float32
+        or value_of(node).dtype != torch.float32
     ):
         return None
-    build = _Builder(node)
+    build = Builder(node)
     if node.target is aten.mean.dim:
         vector = _averaging(program, shape[-1])
     else:
@@ -247,14 +134,18 @@ def _reduction(program: ExportedProgram, node: Node) -> Node | None:
 
 def _vector_norm(program: ExportedProgram, node: Node) -> Node | None:
     """The Euclidean norm along the last axis."""
-    given = _arguments(node)
+    given = arguments_of(node)
     source, axes = given["self"], given["dim"]
-    shape = _value(source).shape
+    shape = value_of(source).shape
     if given["ord"] != 2 or not axes or len(axes) != 1 or axes[0] not in (-1, len(shape) - 1) or len(shape) < 2:
         return None
-    if not isinstance(shape[-1], int) or _value(source).dtype != torch.float32 or _value(node).dtype != torch.float32:
+    if (
+        not isinstance(shape[-1], int)
+        or value_of(source).dtype != torch.float32
+        or value_of(node).dtype != torch.float32
+    ):
         return None
-    build = _Builder(node)
+    build = Builder(node)
     ones = add_constant(program, f"palmtop_ones_{shape[-1]}", torch.ones(1, shape[-1]))
     result = build(aten.sqrt.default, build(aten.linear.default, build(aten.mul.Tensor, source, source), ones))
     return result if given["keepdim"] else build(aten.squeeze.dim, result, -1)
@@ -263,18 +154,18 @@ def _vector_norm(program: ExportedProgram, node: Node) -> Node | None:
 def _power(program: ExportedProgram, node: Node) -> Node | None:
     """Small powers as products (the tanh form of GELU has a cube, norms have squares)."""
     source, exponent = node.args[:2]
-    if exponent not in (2, 3) or not _value(source).dtype.is_floating_point:
+    if exponent not in (2, 3) or not value_of(source).dtype.is_floating_point:
         return None
-    build = _Builder(node)
+    build = Builder(node)
     square = build(aten.mul.Tensor, source, source)
     return square if exponent == 2 else build(aten.mul.Tensor, square, source)
 
 
 def _slice(program: ExportedProgram, node: Node) -> Node | None:
     """A slice of the last, short axis (the halves that rotary positions exchange), as a product with a 0/1 matrix."""
-    given = _arguments(node)
+    given = arguments_of(node)
     source = given["self"]
-    shape = _value(source).shape
+    shape = value_of(source).shape
     width = shape[-1] if shape else 0
     if (
         given["dim"] not in (-1, len(shape) - 1)
@@ -284,14 +175,14 @@ def _slice(program: ExportedProgram, node: Node) -> Node | None:
         or given["step"] != 1
         or isinstance(given["start"], Node)
         or isinstance(given["end"], Node)
-        or _value(source).dtype not in (torch.float32, torch.float16)
+        or value_of(source).dtype not in (torch.float32, torch.float16)
     ):
         return None
     start, stop, _ = slice(given["start"], given["end"]).indices(width)
-    rows = torch.eye(width, dtype=_value(source).dtype)[start:stop].clone()
+    rows = torch.eye(width, dtype=value_of(source).dtype)[start:stop].clone()
     kind = "half" if rows.dtype == torch.float16 else "float"
     matrix = add_constant(program, f"palmtop_select_{start}_{stop}_of_{width}_{kind}", rows)
-    return _Builder(node)(aten.linear.default, source, matrix)
+    return Builder(node)(aten.linear.default, source, matrix)
 
 
 def _gelu(program: ExportedProgram, node: Node) -> Node | None:
@@ -299,9 +190,9 @@ def _gelu(program: ExportedProgram, node: Node) -> Node | None:
 
     In fp16, for which XNNPACK has no kernel, both of PyTorch's forms: they differ by less than fp16 rounds.
     """
-    source, build = node.args[0], _Builder(node)
-    if _value(source).dtype != torch.float16:
-        if _arguments(node).get("approximate", "none") != "tanh":
+    source, build = node.args[0], Builder(node)
+    if value_of(source).dtype != torch.float16:
+        if arguments_of(node).get("approximate", "none") != "tanh":
             return None
         cube = build(aten.mul.Tensor, build(aten.mul.Tensor, source, source), source)
         inner = build(aten.add.Tensor, source, build(aten.mul.Tensor, cube, 0.044715))
@@ -318,22 +209,22 @@ def _gelu(program: ExportedProgram, node: Node) -> Node | None:
 
 def _pool(program: ExportedProgram, node: Node) -> Node | None:
     """Pooling with its stride written out: executorch 1.4.1 looks for it where it need not be given."""
-    given = _arguments(node)
+    given = arguments_of(node)
     if len(node.args) > 2 and node.args[2]:
         return None
     given["stride"] = given["stride"] or given["kernel_size"]
-    return _Builder(node)(node.target, *given.values())
+    return Builder(node)(node.target, *given.values())
 
 
 def _new_empty(program: ExportedProgram, node: Node) -> Node:
     """Memory to be written to later, as zeros: the kernel for what is in no order of its own takes no unknown sizes."""
-    return insert(node.graph, node, aten.full.default, (node.args[1], 0), {"dtype": _value(node).dtype})
+    return insert(node.graph, node, aten.full.default, (node.args[1], 0), {"dtype": value_of(node).dtype})
 
 
 def _write_at(program: ExportedProgram, node: Node) -> Node:
     """New keys or values written into a cache by their places, which ExecuTorch then does in place."""
     cache, new, start = node.args
-    build, length = _Builder(node), _value(new).shape[2]
+    build, length = Builder(node), value_of(new).shape[2]
     if not isinstance(length, int):
         length = build(aten.sym_size.int, new, 2)
     places = build(aten.add.Tensor, build(aten.arange.start_step, 0, length, 1), start)
@@ -341,7 +232,7 @@ def _write_at(program: ExportedProgram, node: Node) -> Node:
 
 
 _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
-    _SDPA: _attention,
+    _SDPA: attention,
     aten.matmul.default: _matmul,
     aten.layer_norm.default: _layer_norm,
     aten.mean.dim: _reduction,
@@ -369,12 +260,12 @@ def _drop_leading_one(program: ExportedProgram) -> None:
     graph = program.graph
     thin: dict[Node, Node] = {}
     for node in list(graph.nodes):
-        if node.target is aten.unsqueeze.default and node.args[1] == 0 and _value(node).dim() == 4:
+        if node.target is aten.unsqueeze.default and node.args[1] == 0 and value_of(node).dim() == 4:
             thin[node] = node.args[0]
         elif node.target in (aten.reshape.default, *_SOFTMAX, *_ELEMENTWISE):
             result = _thinned(node, thin)
             if result is not None:
-                again = _Builder(node)(aten.unsqueeze.default, result, 0)
+                again = Builder(node)(aten.unsqueeze.default, result, 0)
                 thin[again] = result
                 node.replace_all_uses_with(again)
                 graph.erase_node(node)
@@ -382,22 +273,22 @@ def _drop_leading_one(program: ExportedProgram) -> None:
 
 def _thinned(node: Node, thin: dict[Node, Node]) -> Node | None:
     """The call without the leading axis of its 4-D operands, when one of them is known without."""
-    if not any(argument in thin for argument in node.all_input_nodes) or _value(node).dim() != 4 or node.kwargs:
+    if not any(argument in thin for argument in node.all_input_nodes) or value_of(node).dim() != 4 or node.kwargs:
         return None
     if node.target is aten.reshape.default:
-        same = same_shape(_value(node.args[0]).shape, _value(node).shape)
+        same = same_shape(value_of(node.args[0]).shape, value_of(node).shape)
         return thin[node.args[0]] if same else None
     operands = [argument for argument in node.args if isinstance(argument, Node)]
-    if any(_value(operand).dim() == 4 and str(_value(operand).shape[0]) != "1" for operand in operands):
+    if any(value_of(operand).dim() == 4 and str(value_of(operand).shape[0]) != "1" for operand in operands):
         return None
-    build = _Builder(node)
+    build = Builder(node)
     arguments = list(node.args)
     if node.target in _SOFTMAX and arguments[1] >= 0:
         arguments[1] -= 1
         if arguments[1] < 0:
             return None
     for place, argument in enumerate(arguments):
-        if isinstance(argument, Node) and _value(argument).dim() == 4:
+        if isinstance(argument, Node) and value_of(argument).dim() == 4:
             arguments[place] = thin[argument] if argument in thin else build(aten.squeeze.dim, argument, 0)
     return build(node.target, *arguments)
 
@@ -413,19 +304,3 @@ def _half_numbers(program: ExportedProgram) -> None:
         name = f"palmtop_number_{float(number)!r}".translate(str.maketrans(".-+", "pmp"))
         constant = add_constant(program, name, torch.tensor(float(number), dtype=torch.float16))
         node.args = (node.args[0], constant)
-
-
-def add_constant(program: ExportedProgram, name: str, value: torch.Tensor) -> Node:
-    """The placeholder of a constant of that name, added to the program when it has none."""
-    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    for node in placeholders:
-        if node.target == f"b_{name}":
-            return node
-    with program.graph.inserting_before(placeholders[0]):
-        node = program.graph.placeholder(f"b_{name}")
-    mode = next(other.meta["val"].fake_mode for other in placeholders if hasattr(other.meta.get("val"), "fake_mode"))
-    node.meta["val"] = mode.from_tensor(value, static_shapes=True)
-    specs = program.graph_signature.input_specs
-    specs.insert(0, InputSpec(InputKind.BUFFER, TensorArgument(node.name), name, True))
-    program.state_dict[name] = value
-    return node
