@@ -240,7 +240,7 @@ def _note(most: Mapping[int, float]) -> str:
         "ONNX Runtime's own profile, which makes short calls longer; what `-O2` and `-O3` have as attention holds its "
         "projections. Most of each graph is the same products with the same weights in the same kernels: if everything "
         f"but products and attention took no time at all, palmtop's graph would be, by kernels, {bare} as optimum's. "
-        "A graph cannot go farther in this engine."
+        "No graph of these same products goes farther in this engine."
     )
 
 

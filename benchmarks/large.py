@@ -103,13 +103,19 @@ def measure(work: Path, targets: str, figures: Any) -> None:
     ]
     head = ["minutes", "CPU minutes", "peak memory, GB (all processes)", "mean cosine of different tokens' states"]
     figures.tables[f"`export --quantize auto --min-agreement {_AGREEMENT} --to {targets}`, random weights"] = head, rows
+    per_format = whole * len(targets.split(","))
     tried = [
-        [f"{entry['size'] / whole:.3f}", f"{entry['agreement']:.5f}", "yes" if entry["passed"] else "no",
-         "yes" if entry["chosen"] else ""]
+        [
+            f"{entry['size'] / per_format:.3f}",
+            f"{entry['agreement']:.5f}",
+            "yes" if entry["passed"] else "no",
+            "yes" if entry["chosen"] else "",
+        ]
         for entry in trials
-    ]  # fmt: skip
+    ]
     if tried:
-        figures.tables["Trials"] = ["bytes of the fp32 weights", "agreement", "holds", "chosen"], tried
+        head = ["bytes of the fp32 weights, mean of the formats", "agreement", "holds", "chosen"]
+        figures.tables["Trials"] = head, tried
     stages = document.get("seconds") or {}
     figures.tables["Stages"] = ["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in stages.items()]
 
