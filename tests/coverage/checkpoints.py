@@ -72,6 +72,8 @@ _LEAST_CHANGE, _LARGEST = 0.003, 1000.0
 _MASKED = 1e5
 # Powers of two first; some models split a width by three (layouts have six coordinates).
 _WIDTHS = (32, 48)
+# Tasks whose texts are pairs.
+_PAIRED = ("question-answering", "multiple-choice")
 _GAINS = (1.5, 1.0, 2.0, 0.6)
 
 transformers.utils.logging.disable_progress_bar()
@@ -125,7 +127,7 @@ def make_checkpoint(folder: Path, model_type: str, task: str, seed: int = 0, tru
             _fit_tokens(small, tokenizer)
             small.architectures = [cls.__name__]  # where a type has several models for a task
             model = getattr(transformers, auto).from_config(small).float().eval().requires_grad_(False)
-            gain = _enliven(model, small, tokenizer if task == "question-answering" else None, seed)
+            gain = _enliven(model, small, tokenizer if task in _PAIRED else None, seed)
         except Exception as raised:  # any size may be the one that this model does not take: try others
             error = error or raised
             continue
@@ -255,7 +257,8 @@ def _enliven(model: PreTrainedModel, config: PretrainedConfig, tokenizer: Any, s
     inputs = [_inputs(model, config, seed) for seed in (1, 2)]
     if tokenizer is not None:  # some models look for the separator between question and passage
         for feeds, words in zip(inputs, (("what is this?", "a fox"), ("where is it", "the river Seine")), strict=True):
-            feeds["input_ids"] = torch.tensor([tokenizer(*words)["input_ids"]] * 2)
+            ids = torch.tensor(tokenizer(*words)["input_ids"])
+            feeds["input_ids"] = ids.expand(*feeds["input_ids"].shape[:-1], -1).contiguous()
             if "bbox" in feeds:
                 feeds["bbox"] = feeds["bbox"][:, :1].repeat(1, feeds["input_ids"].shape[1], 1)
     told = ""
