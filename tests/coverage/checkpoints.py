@@ -258,7 +258,10 @@ def _enliven(model: PreTrainedModel, config: PretrainedConfig, tokenizer: Any, s
     if tokenizer is not None:  # some models look for the separator between question and passage
         for feeds, words in zip(inputs, (("what is this?", "a fox"), ("where is it", "the river Seine")), strict=True):
             ids = torch.tensor(tokenizer(*words)["input_ids"])
-            feeds["input_ids"] = ids.expand(*feeds["input_ids"].shape[:-1], -1).contiguous()
+            drawn = feeds["input_ids"]
+            feeds["input_ids"] = ids.expand(*drawn.shape[:-1], -1).clone()
+            if drawn.ndim == 3:
+                feeds["input_ids"][..., 1] = drawn[..., 1]  # choices that differ
             if "bbox" in feeds:
                 feeds["bbox"] = feeds["bbox"][:, :1].repeat(1, feeds["input_ids"].shape[1], 1)
     told = ""
