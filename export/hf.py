@@ -30,7 +30,12 @@ from transformers.exporters.runners import ModelRunner
 from transformers.exporters.utils import _PATCHES, apply_fx_node_fixes, apply_fx_program_fixes, apply_patches
 from transformers.utils import logging as transformers_logging
 
-from . import model_patches, model_patches_ends, model_patches_longformer  # noqa: F401  (they register themselves)
+from . import (  # noqa: F401  (they register themselves)
+    model_patches,
+    model_patches_ends,
+    model_patches_longformer,
+    model_patches_reformer,
+)
 from .modules import user_path
 
 # What `transformers_backend.py` adds a format to that API with.
