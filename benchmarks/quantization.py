@@ -342,7 +342,7 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout; writes no page")
     parser.add_argument("--large", action="store_true", help="only the search at the size of BERT base")
-    parser.add_argument("--to", default="onnx", metavar="TARGETS", help="of --large (default: onnx)")
+    parser.add_argument("--to", default="onnx,coreml,executorch", metavar="TARGETS", help="of --large (default: all)")
     parser.add_argument("--only", choices=("minilm", "intents"), help="one part; writes no page")
     parser.add_argument("--rounds", type=int, help="of timing")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep bundles there, and take those that are there")
