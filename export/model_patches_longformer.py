@@ -84,3 +84,19 @@ def first_separator(original: Callable) -> Callable:
         return torch.where(input_ids == sep_token_id, torch.arange(length), length).amin(dim=1)
 
     return find
+
+
+@register_patch("dynamo", f"{_MODULE}.LongformerForMultipleChoice.forward")
+def choices_together(original: Callable) -> Callable:
+    """Global attention of all choices at once: transformers <= 5.23 goes through them in Python, so that there would
+    always be as many as were traced."""
+
+    def forward(self: Any, input_ids: Any = None, **given: Any) -> Any:
+        if input_ids is not None and given.get("global_attention_mask") is None:
+            rows = input_ids.reshape(-1, input_ids.shape[-1])
+            end = first_separator(original)(rows, self.config.sep_token_id)
+            later = torch.arange(input_ids.shape[-1]) > end[:, None] + 1  # two separators are between the texts
+            given["global_attention_mask"] = later.reshape(input_ids.shape)
+        return original(self, input_ids, **given)
+
+    return forward

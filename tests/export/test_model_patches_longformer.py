@@ -50,3 +50,20 @@ def test_longformer_unpatched_is_not_captured(longformer, monkeypatch):
 
     with pytest.raises(UnsupportedError, match="cannot capture"):
         capture(method, {"input_ids": torch.randint(5, 200, (2, 12))}, [ids], ["y"], trace=hf.trace)
+
+
+def test_choices_get_the_global_attention_that_they_have_one_by_one(tmp_path):
+    made = make_checkpoint(tmp_path, "longformer", "multiple-choice")
+    model = transformers.AutoModelForMultipleChoice.from_pretrained(made.folder).eval()
+    separator = model.config.sep_token_id
+    ids = torch.randint(5, 60, (2, 3, 14), generator=torch.Generator().manual_seed(1))
+    ids[ids == separator] += 1
+    for choice, end in enumerate((4, 6, 7)):
+        ids[:, choice, [end, end + 1, 13]] = separator
+
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits
+        with utils.apply_patches("dynamo"):
+            given = model(input_ids=ids).logits
+
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
