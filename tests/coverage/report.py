@@ -136,7 +136,7 @@ def _page(results: Sequence[dict[str, Any]], total: int, table: Table) -> str:
                 cause = f"{entry['status']}: {short_reason(entry)}"
                 groups[target, cause].append(f"{result['model_type']} ({result['task']})")
     if not groups:
-        lines.append("None.")
+        lines += ["None.", ""]
     for target in TARGETS:
         found = [(cause, pairs) for (other, cause), pairs in groups.items() if other == target]
         if found:
