@@ -84,8 +84,8 @@ def export_checkpoint(
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the checkpoint.
         force: replace an existing bundle.
-        processes: how many may work at a time; with more than one this process is forked, which one that runs threads
-            of its own should not be.
+        processes: of more than one some are forks of this process, which one that runs threads of its own should not
+            allow: they run the reference, and lower.
         progress: told of each stage.
 
     Raises:

@@ -28,6 +28,8 @@ VARIABLE = "PALMTOP_PROCESSES"
 _MOST_WEIGHTS = 500_000_000
 # What the first process may still take when the second one starts: libraries, a program, and copies of small weights.
 _FIRST, _FIRST_COPIES = 1_200_000_000, 2
+# Seconds that a process has to leave nothing behind.
+_PATIENCE = 2.0
 
 
 def allowed() -> int:
@@ -46,6 +48,33 @@ def worthwhile(processes: int, weights: int) -> bool:
         return False
     free = memory.available()
     return free is None or free >= _FIRST + _FIRST_COPIES * weights + memory.beside(weights)
+
+
+class Turns:
+    """Places of a row, each given once: to one process from the first on, to the other from the last back.
+
+    Made before the other process is, which inherits it.
+    """
+
+    def __init__(self, count: int):
+        context = multiprocessing.get_context("fork")
+        self._start, self._end, self._lock = context.RawValue("l", 0), context.RawValue("l", count), context.Lock()
+
+    def first(self) -> int | None:
+        """The first place that nobody has; None when there is none."""
+        with self._lock:
+            if self._start.value == self._end.value:
+                return None
+            self._start.value += 1
+            return self._start.value - 1
+
+    def last(self) -> int | None:
+        """The last place that nobody has; None when there is none."""
+        with self._lock:
+            if self._start.value == self._end.value:
+                return None
+            self._end.value -= 1
+            return self._end.value
 
 
 class Beside:
@@ -95,12 +124,13 @@ _END = _End()
 
 
 @contextlib.contextmanager
-def beside(work: Callable[[], Iterator[Any]], apart: bool) -> Iterator[Beside]:
+def beside(work: Callable[[], Iterator[Any]], apart: bool, comes_first: bool = True) -> Iterator[Beside]:
     """Let a generator work in a process of its own while the block runs; it ends with the block.
 
     Args:
         work: what it yields can be pickled; it is read by nobody but this process.
         apart: False lets it work in this process, as far as it is asked.
+        comes_first: whether one process would do the work before the block: errors of the work are then told first.
     """
     if not apart:
         yield Beside(work())
@@ -115,12 +145,20 @@ def beside(work: Callable[[], Iterator[Any]], apart: bool) -> Iterator[Beside]:
     try:
         yield other
     except Exception:
-        other.settle()
+        if comes_first:
+            other.settle()
         raise
     finally:
-        process.kill()
-        process.join()
+        _end(process)
         here.close()
+
+
+def _end(process: multiprocessing.process.BaseProcess) -> None:
+    """End a process: asked to, it removes what it keeps in temporary folders; it is not waited for long."""
+    process.terminate()
+    process.join(_PATIENCE)
+    process.kill()
+    process.join()
 
 
 def _work(work: Callable[[], Iterator[Any]], connection: Connection) -> None:

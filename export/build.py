@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import time
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,11 @@ import torch
 
 from ..runtime.bundle import CARD_NAME, GOLDEN_NAME, PARITY_NAME, PLAN_NAME, sha256_file
 from ..runtime.errors import DamagedError, ParityError, RequestError, UnsupportedError
-from ..runtime.golden import GoldenCase, write_golden
+from ..runtime.golden import write_golden
 from ..runtime.manifest import MANIFEST_NAME, Artifact, File, Manifest, TokenizerSpec, canonical_json
 from ..runtime.parity import Noise
 from ..runtime.reports import ArtifactReport, Report
 from ..runtime.session import Session
-from ..runtime.verify import Case
 from .aside import beside, worthwhile
 from .capture import Captured
 from .card import write_card
@@ -35,7 +35,7 @@ from .staging import staging
 from .stamp import restamp
 from .subject import GROWING, Subject
 from .targets import TARGETS, Options, Target, get_target
-from .work import LARGE, Progress, Work, artifact_bytes, timed
+from .work import LARGE, Known, Progress, Work, artifact_bytes, timed
 
 
 @dataclass
@@ -83,14 +83,18 @@ def build(
     apart = worthwhile(processes, size)
     with staging(Path(destination), force) as root, beside(lambda: _prepared(subject, root), apart) as other:
 
-        def reference() -> _Known:
+        @functools.cache
+        def reference() -> Known:
             advance = start("Running the reference", 1)
-            known: _Known = other.get()
+            known: Known = other.get()
             seconds["reference"] = known.seconds
             advance()
             return known
 
-        tokenizer, known = (None, None) if apart else (other.get(), reference())
+        tokenizer = None
+        if not apart:
+            tokenizer = other.get()
+            reference()
         with timed(seconds, "capture"):
             ways = sorted({target.cache for target in chosen}) if subject.parts is not None else [GROWING]
             advance = start("Capturing the model", len(ways))
@@ -118,24 +122,30 @@ def build(
             postprocess=subject.postprocess,
             generation=subject.generation,
         ).with_identity()
-        work = Work(root, base, {target.name: target for target in chosen}, [], {}, start, seconds)
-        if quantization is None:
-            work.lower(captures, artifacts)
-        known = known or reference()
-        judged = held_out_cases(subject.reference, held, tokenizer) if held else known.cases
-        noise, work.cases, work.noise = known.noise, judged, known.noise
+
+        @functools.cache
+        def known() -> Known:
+            found = reference()
+            if held:
+                found = dataclasses.replace(found, cases=held_out_cases(subject.reference, held, tokenizer))
+            return found
+
+        work = Work(root, base, {target.name: target for target in chosen}, known, start, seconds, processes)
         if quantization is not None:
-            judge = Judge(work, jobs, quantization, options, subject.reference, known.golden, calibration, bool(held))
+            golden = known().golden
+            judge = Judge(work, jobs, quantization, options, subject.reference, golden, calibration, bool(held))
             made = _quantized(subject, judge, captures[0], held)
         else:
-            made = _verified(work, jobs, artifacts, options, retry=fallback and subject.parts is None)
+            made = _executed(work, jobs, artifacts, options, retry=fallback and subject.parts is None)
         manifest = made.manifest
         report = Report("eager PyTorch, fp32, unpatched", made.reports)
         if quantization is None or not quantization.keep_best:
             _refuse_failures(report, made.told)
-        write_golden(root / GOLDEN_NAME, known.golden)
-        manifest = dataclasses.replace(manifest, parity=_summary(report, noise, judged))
-        (root / PARITY_NAME).write_text(canonical_json({**report.to_json(), "noise": _plain(noise)}), encoding="utf-8")
+        write_golden(root / GOLDEN_NAME, known().golden)
+        manifest = dataclasses.replace(manifest, parity=_summary(report, known()))
+        (root / PARITY_NAME).write_text(
+            canonical_json({**report.to_json(), "noise": _plain(known().noise)}), encoding="utf-8"
+        )
         sizes = {artifact.path: artifact_bytes(root / artifact.path) for artifact in manifest.artifacts}
         (root / CARD_NAME).write_text(write_card(subject.card, manifest, report, sizes), encoding="utf-8")
         manifest = dataclasses.replace(manifest, files=list_files(root, manifest.artifacts))
@@ -144,24 +154,14 @@ def build(
     return Result(Path(destination), manifest, report, notes, seconds, made.trials)
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What artifacts are held to, what apps hold them to, and how long it took (seconds)."""
-
-    cases: list[Case]
-    noise: dict[str, Noise]
-    golden: list[GoldenCase]
-    seconds: float
-
-
-def _prepared(subject: Subject, root: Path) -> Iterator[TokenizerSpec | _Known | None]:
+def _prepared(subject: Subject, root: Path) -> Iterator[TokenizerSpec | Known | None]:
     """Write the tokenizer folder, and then run the reference: what needs no captured program."""
     yield subject.write_tokenizer(root) if subject.write_tokenizer is not None else None
     began = time.perf_counter()
     cases = subject.cases()
     noise = {name: _rounded(entry) for name, entry in subject.reference.noise(cases).items()}
     golden = subject.golden()
-    yield _Known(cases, noise, golden, round(time.perf_counter() - began, 2))
+    yield Known(cases, noise, golden, round(time.perf_counter() - began, 2))
 
 
 def _weight_bytes(model: torch.nn.Module) -> int:
@@ -207,25 +207,25 @@ def _quantized(subject: Subject, judge: Judge, captured: Captured, held: Sequenc
     return _Made(work.manifest, outcome.attempt.reports, told, outcome.rows)
 
 
-def _verified(
+def _executed(
     work: Work, jobs: Sequence[tuple[Target, Captured]], artifacts: list[Artifact], options: Options, retry: bool
 ) -> _Made:
-    """Verify what was lowered. `retry`: fp16 that fails gets as few modules in fp32 as will do."""
-    reports = work.verified([captured for _, captured in jobs])
+    """Lower and verify. `retry`: fp16 that fails gets as few modules in fp32 as will do."""
+    reports = work.execute([captured for _, captured in jobs], artifacts)
     failed = any(entry.status == "failed" for entry in reports)
     if not (retry and failed and options.precision == "fp16"):
         return _Made(work.manifest, reports)
     manifest, root, captured = work.manifest, work.root, jobs[0][1]
-    targets = [target for target, _ in jobs]
+    targets, cases = [target for target, _ in jobs], work.known().cases
 
     def attempt(target: Target, artifact: Artifact, place: Path) -> ArtifactReport:
-        advance = work.start(f"Lowering to {target.name}, with modules in fp32", len(work.cases) + 1)
+        advance = work.start(f"Lowering to {target.name}, with modules in fp32", len(cases) + 1)
         target.lower(captured, artifact, manifest.identity, place / artifact.path)
         advance()
         return work.verify(place, [artifact], advance)
 
     with timed(work.seconds, "fallback"):
-        artifacts, reports, told = keep_more(targets, artifacts, reports, captured, options, work.cases, attempt, root)
+        artifacts, reports, told = keep_more(targets, artifacts, reports, captured, options, cases, attempt, root)
         return _Made(_with_artifacts(manifest, artifacts, root, targets, captured), reports, told)
 
 
@@ -272,7 +272,7 @@ def _refuse_failures(report: Report, told: Sequence[str] = ()) -> None:
     )
 
 
-def _summary(report: Report, noise: dict[str, Noise], cases: Sequence[Case]) -> dict[str, Any]:
+def _summary(report: Report, known: Known) -> dict[str, Any]:
     """The manifest's parity field: the worst of each artifact, and the noise floor that golden checks need."""
     artifacts = {}
     for entry in report.artifacts:
@@ -286,7 +286,12 @@ def _summary(report: Report, noise: dict[str, Noise], cases: Sequence[Case]) -> 
             "agreement": min((m["agreement"] for m in measured), default=None),
             **({"golden": entry.golden} if entry.golden else {}),
         }
-    return {"reference": report.reference, "cases": len(cases), "noise": _plain(noise), "artifacts": artifacts}
+    return {
+        "reference": report.reference,
+        "cases": len(known.cases),
+        "noise": _plain(known.noise),
+        "artifacts": artifacts,
+    }
 
 
 def _plain(noise: dict[str, Noise]) -> dict[str, dict[str, float]]:

@@ -102,8 +102,8 @@ def beside(weights: int) -> int:
 def check_memory(weights: Weights, targets: Sequence[str], precision: str, quantized: bool = False) -> int:
     """Refuse an export that will not fit, before anything is loaded; gives the prediction in bytes.
 
-    Targets are made one after the other, but what one of them leaves behind is not always given back. A second process
-    is started only where there is room for it too (`beside`).
+    Targets are counted one after the other, but what one of them leaves behind is not always given back. Another
+    process is started only where there is room for it too (`beside`).
 
     Raises:
         RequestError: says what is needed, what there is, and what would fit.

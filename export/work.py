@@ -14,10 +14,12 @@ from pathlib import Path
 from ..runtime.assembly import open_artifacts, signature
 from ..runtime.errors import DamagedError
 from ..runtime.gate import Least
+from ..runtime.golden import GoldenCase
 from ..runtime.manifest import Artifact, Manifest
 from ..runtime.parity import Noise
 from ..runtime.reports import ArtifactReport
 from ..runtime.verify import Case, verify_artifact
+from .aside import Turns, beside, worthwhile
 from .capture import Captured
 from .mapped import release, trim
 from .targets import Target
@@ -29,49 +31,83 @@ LARGE = 256 * 2**20
 Progress = Callable[[str, int], Callable[[], None]]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What artifacts are held to, what apps hold them to, and how long the reference took (seconds)."""
+
+    cases: Sequence[Case]
+    noise: dict[str, Noise]
+    golden: list[GoldenCase]
+    seconds: float
+
+
 @dataclass
 class Work:
     """A bundle's folder, and what artifacts in it are made for and held to. `manifest` is that of the last ones made.
 
-    seconds: what each stage took, by name.
+    known: waits for the reference, if it is still running.
+    seconds: what each stage took, by name. processes: how many may lower (see `aside.py`).
     """
 
     root: Path
     manifest: Manifest
     targets: Mapping[str, Target]
-    cases: Sequence[Case]
-    noise: dict[str, Noise]
+    known: Callable[[], Known]
     start: Progress
     seconds: dict[str, float]
+    processes: int = 1
 
     def execute(self, captures: Sequence[Captured], artifacts: Sequence[Artifact]) -> list[ArtifactReport]:
-        """Lower captured methods, each to its planned artifact, in place of what stands there, and verify them."""
-        self.lower(captures, artifacts)
-        return self.verified(captures)
+        """Lower captured methods, each to its planned artifact, in place of what stands there, and verify them.
 
-    def lower(self, captures: Sequence[Captured], artifacts: Sequence[Artifact]) -> None:
-        """Lower captured methods, each to its planned artifact, in place of what stands there."""
+        Where there is room another process lowers too, from the last target back, and is not waited for before what
+        this one lowered is verified. Only this one verifies: what executes artifacts keeps threads, which no fork has.
+
+        Returns:
+            One report a target: its artifacts that are called in turn are verified together.
+        """
         self.manifest = dataclasses.replace(self.manifest, artifacts=tuple(artifacts)).with_identity()
         for folder in {artifact.path.split("/")[0] for artifact in artifacts}:
             shutil.rmtree(self.root / folder, ignore_errors=True)
-        for captured, artifact in zip(captures, artifacts, strict=True):
-            target = self.targets[artifact.target]
-            with timed(self.seconds, target.name):
-                advance = self.start(f"Lowering to {target.name}", 1)
-                free(captures)
-                target.lower(captured, artifact, self.manifest.identity, self.root / artifact.path)
-                advance()
+        names = self.manifest.targets
+        apart = len(names) > 1 and worthwhile(self.processes, max(captured.weight_bytes for captured in captures))
+        turns = Turns(len(names)) if apart else None
 
-    def verified(self, captures: Sequence[Captured]) -> list[ArtifactReport]:
-        """Verify what was lowered. One report a target: its artifacts that are called in turn are verified together."""
-        reports = []
-        for target_name in self.manifest.targets:
-            with timed(self.seconds, f"verify {target_name}"):
-                parts = self.manifest.parts(target_name)
-                advance = self.start(f"Verifying {signature(parts).path}", len(self.cases))
+        def from_the_last() -> Iterator[float]:
+            while turns is not None and (place := turns.last()) is not None:
+                began = time.perf_counter()
+                self._lower(names[place], captures, artifacts)
+                yield time.perf_counter() - began
+
+        with beside(from_the_last, apart, comes_first=False) as other:
+            own = 0
+            for place in range(len(names)) if turns is None else iter(turns.first, None):
+                with timed(self.seconds, names[place]):
+                    advance = self.start(f"Lowering to {names[place]}", 1)
+                    self._lower(names[place], captures, artifacts)
+                    advance()
+                own = place + 1
+            reports = {name: self._verified(name, captures) for name in names[:own]}
+            for name in reversed(names[own:]):
+                advance = self.start(f"Lowering to {name}", 1)
+                add_seconds(self.seconds, name, other.get())
+                advance()
+                reports[name] = self._verified(name, captures)
+        return [reports[name] for name in names]
+
+    def _lower(self, name: str, captures: Sequence[Captured], artifacts: Sequence[Artifact]) -> None:
+        for captured, artifact in zip(captures, artifacts, strict=True):
+            if artifact.target == name:
                 free(captures)
-                reports.append(self.verify(self.root, parts, advance))
-        return reports
+                self.targets[name].lower(captured, artifact, self.manifest.identity, self.root / artifact.path)
+
+    def _verified(self, name: str, captures: Sequence[Captured]) -> ArtifactReport:
+        known = self.known()
+        with timed(self.seconds, f"verify {name}"):
+            parts = self.manifest.parts(name)
+            advance = self.start(f"Verifying {signature(parts).path}", len(known.cases))
+            free(captures)
+            return self.verify(self.root, parts, advance)
 
     def verify(
         self,
@@ -85,15 +121,15 @@ class Work:
 
         What does not even load has failed: it was lowered a moment ago, so nobody has damaged it.
         """
-        whole = signature(artifacts)
+        whole, known = signature(artifacts), self.known()
         try:
             return verify_artifact(
                 whole,
                 lambda: open_artifacts(root, artifacts, self.manifest, threads=1),
-                self.cases if cases is None else cases,
+                known.cases if cases is None else cases,
                 task=self.manifest.task,
                 tokenizer=self.manifest.tokenizer,
-                noise=self.noise,
+                noise=known.noise,
                 least=least,
                 progress=advance,
             )
@@ -118,7 +154,12 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Note how long a block took, all its times together."""
     began = time.perf_counter()
     yield
-    seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - began, 2)
+    add_seconds(seconds, stage, time.perf_counter() - began)
+
+
+def add_seconds(seconds: dict[str, float], stage: str, took: float) -> None:
+    """Note that a stage took so long, once more."""
+    seconds[stage] = round(seconds.get(stage, 0.0) + took, 2)
 
 
 def artifact_bytes(path: Path) -> int:

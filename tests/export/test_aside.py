@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 
 import pytest
 import torch
 from palmtop.export import aside, export_checkpoint, memory
-from palmtop.export.aside import beside, worthwhile
+from palmtop.export.aside import Turns, beside, worthwhile
 from palmtop.export.cli import main
 from palmtop.export.reference import Reference
+from palmtop.export.targets import get_target
 from palmtop.runtime.errors import RequestError, UnsupportedError
 
 APART = pytest.mark.parametrize("apart", [False, True], ids=["in one process", "in two"])
@@ -21,7 +24,8 @@ def files(bundle):
     return {str(path.relative_to(bundle)): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
 
 
-def test_a_bundle_made_by_two_processes_is_that_made_by_one(tmp_path, checkpoint):
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_a_bundle_made_by_several_processes_is_that_made_by_one(tmp_path, checkpoint, quantize):
     told: dict[int, list[str]] = {1: [], 2: []}
     for processes, lines in told.items():
 
@@ -30,13 +34,61 @@ def test_a_bundle_made_by_two_processes_is_that_made_by_one(tmp_path, checkpoint
             return lambda: None
 
         made = export_checkpoint(
-            checkpoint("bert"), tmp_path / f"{processes}", to=["onnx"], processes=processes, progress=progress
+            checkpoint("bert"), tmp_path / f"{processes}", quantize=quantize, processes=processes, progress=progress
         )
-        assert made.seconds["reference"] > 0
+        assert all(made.seconds[stage] > 0 for stage in ("reference", "onnx", "coreml", "executorch"))
     assert files(tmp_path / "1") == files(tmp_path / "2")
     assert sorted(told[1]) == sorted(told[2])
     assert told[1][0] == "Running the reference"
     assert told[2][0] == "Capturing the model"
+
+
+def lowering(monkeypatch, **replaced):
+    """Targets whose `lower` does something else."""
+    for name, function in replaced.items():
+        target = get_target(name)
+        monkeypatch.setattr(sys.modules[target.lower.__module__], "TARGET", dataclasses.replace(target, lower=function))
+
+
+def test_targets_are_shared_by_two_processes(tmp_path, checkpoint, monkeypatch):
+    coreml, executorch = get_target("coreml").lower, get_target("executorch").lower
+    begun, worker = multiprocessing.Event(), multiprocessing.Value("l", 0)
+
+    def waits(*asked):
+        assert begun.wait(60)  # so that neither process takes all
+        coreml(*asked)
+
+    def says_who(*asked):
+        worker.value = os.getpid()
+        begun.set()
+        executorch(*asked)
+
+    lowering(monkeypatch, coreml=waits, executorch=says_who)
+    made = export_checkpoint(checkpoint("bert"), tmp_path / "bundle", to=["coreml", "executorch"], processes=2)
+    assert worker.value not in (0, os.getpid())
+    assert [entry.status for entry in made.report.artifacts] == ["passed", "passed"]
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("failing", ["onnx", "coreml", "executorch"])
+def test_a_target_that_cannot_be_lowered_is_told_whichever_process_found_out(
+    tmp_path, checkpoint, monkeypatch, processes, failing
+):
+    def fails(*_):
+        raise UnsupportedError(f"not in {failing}")
+
+    lowering(monkeypatch, **{failing: fails})
+    with pytest.raises(UnsupportedError, match=f"not in {failing}"):
+        export_checkpoint(checkpoint("bert"), tmp_path / "bundle", processes=processes)
+    assert not any(tmp_path.iterdir())
+    assert not multiprocessing.active_children()
+
+
+def test_each_place_is_given_once():
+    turns = Turns(4)
+    assert [turns.first(), turns.last(), turns.last(), turns.first()] == [0, 3, 2, 1]
+    assert turns.first() is turns.last() is None
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -98,6 +150,28 @@ def test_a_process_that_the_system_ended_is_memory_that_ran_out():
 
     with pytest.raises(MemoryError), beside(work, True) as other:
         other.get()
+
+
+def test_an_interrupted_block_lets_the_work_clean_up(tmp_path, monkeypatch):
+    begun = multiprocessing.Event()
+
+    def work():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        try:
+            begun.set()
+            signal.pause()
+            yield
+        finally:
+            (tmp_path / "clean").touch()
+
+    def interrupted():
+        with beside(work, True):
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "clean").exists()
 
 
 def test_an_error_of_the_block_is_its_own_when_the_work_went_well():

@@ -1,6 +1,6 @@
 """What was lowered a moment ago and does not load has failed; it is not reported as a damaged bundle."""
 
-from palmtop.export.work import Work
+from palmtop.export.work import Known, Work
 from palmtop.runtime.manifest import Artifact, Manifest, ModelSource, TensorSpec
 
 
@@ -16,7 +16,7 @@ def test_an_artifact_that_does_not_load_has_failed(tmp_path):
     manifest = Manifest(source=source, task="feature-extraction", artifacts=(artifact,), producer={})
     (tmp_path / "onnx").mkdir()
     (tmp_path / artifact.path).write_bytes(b"no protobuf")
-    work = Work(tmp_path, manifest, {}, [], {}, lambda what, steps: lambda: None, {})
+    work = Work(tmp_path, manifest, {}, lambda: Known([], {}, [], 0.0), lambda what, steps: lambda: None, {})
 
     report = work.verify(tmp_path, [artifact])
 
