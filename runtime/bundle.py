@@ -19,6 +19,7 @@ from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .golden import GoldenCase
+    from .reports import Report
 
 GOLDEN_NAME = "golden.jsonl"
 PARITY_NAME = "parity.json"
@@ -111,6 +112,17 @@ class Bundle:
         from .golden import read_golden  # opening a bundle does without it
 
         return read_golden(self.root / GOLDEN_NAME, self._prepare)
+
+    def report(self) -> Report:
+        """What was measured when the bundle was made. Raises DamagedError when it is missing or not valid."""
+        import json
+
+        from .reports import Report
+
+        try:
+            return Report.from_json(json.loads((self.root / PARITY_NAME).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{PARITY_NAME} cannot be read ({error}). Export the bundle again.") from error
 
     def _prepare(self, kind: str, path: str) -> dict[str, np.ndarray]:
         """The model's inputs of a picture or a sound that lies in the bundle."""

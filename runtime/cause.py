@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,11 @@ class Cause:
             "overflowing": {name: float(f"{peak:.3g}") for name, peak in self.overflowing.items()},
             "remedy": self.remedy,
         }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Cause:
+        """What `to_json` gave. Raises TypeError for anything else."""
+        return cls(**{key: value for key, value in entry.items() if key != "remedy"})
 
 
 _MOST_NAMED = 4

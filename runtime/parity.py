@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,25 @@ class Measure:
             "passed": self.passed,
         }
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Measure:
+        """What `to_json` gave. Raises KeyError or TypeError for anything else."""
+        bound = entry["bound"]
+        if bound is not None:
+            bound = Bound(_known(bound["max_error"]), _known(bound["rms_error"]), bound.get("agreement"))
+        return cls(
+            output=entry["output"],
+            cases=entry["cases"],
+            shapes=entry["shapes"],
+            max_error=_known(entry["max_error"]),
+            rms_error=_known(entry["rms_error"]),
+            cosine=_known(entry["cosine"], math.nan),
+            nonfinite=entry["nonfinite"],
+            worst_case=entry["worst_case"],
+            agreement=entry["agreement"],
+            bound=bound,
+        )
+
 
 class Comparison:
     """Accumulates one output over cases."""
@@ -297,6 +316,11 @@ class Agreement:
         counts = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
         return {**counts, "passed": self.passed}
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Agreement:
+        """What `to_json` gave. Raises TypeError for anything else."""
+        return cls(**{key: value for key, value in entry.items() if key != "passed"})
+
 
 def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
     """Cosine of two vectors: 1 for two zeros, 0 for a zero and anything else."""
@@ -324,3 +348,8 @@ def _rms(values: np.ndarray) -> float:
 
 def _rounded(value: float) -> float | None:
     return float(f"{value:.3g}") if math.isfinite(value) else None
+
+
+def _known(value: float | None, otherwise: float = math.inf) -> float:
+    """What was `_rounded`: None stands for no finite number."""
+    return otherwise if value is None else float(value)

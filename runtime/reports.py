@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,18 @@ class ArtifactReport:
             "cause": self.cause.to_json() if self.cause is not None else None,
         }
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> ArtifactReport:
+        """What `to_json` gave. Raises KeyError or TypeError for anything else."""
+        agreement, cause = entry["agreement"], entry["cause"]
+        return cls(
+            **{key: entry[key] for key in ("target", "path", "precision", "status", "engine", "reason", "cases")},
+            skipped=list(entry["skipped"]),
+            measures=[Measure.from_json(output) for output in entry["outputs"]],
+            agreement=None if agreement is None else Agreement.from_json(agreement),
+            cause=None if cause is None else Cause.from_json(cause),
+        )
+
 
 @dataclass
 class Report:
@@ -91,3 +104,9 @@ class Report:
             "tokenizer": self.tokenizer,
             "artifacts": [report.to_json() for report in self.artifacts],
         }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Report:
+        """What `to_json` gave, as `parity.json` holds it. Raises KeyError or TypeError for anything else."""
+        artifacts = [ArtifactReport.from_json(artifact) for artifact in entry["artifacts"]]
+        return cls(entry["reference"], artifacts, entry["tokenizer"])

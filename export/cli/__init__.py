@@ -1,4 +1,4 @@
-"""The command line: `palmtop export | quantize | verify | run | bench | inspect | doctor`.
+"""The command line: `palmtop export | quantize | verify | run | bench | inspect | report | doctor`.
 
 One module a verb, each with `add_parser(verbs)` and `run(arguments, console) -> exit code`. Results go to stdout (with
 `--json`: one JSON document and nothing else), everything meant for eyes on the way there to stderr.
@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from ...runtime.errors import PalmtopError, RequestError
 from .console import Console
 
-VERBS = ("export", "quantize", "verify", "run", "bench", "inspect", "doctor")
+VERBS = ("export", "quantize", "verify", "run", "bench", "inspect", "report", "doctor")
 
 EXIT_CODES = """exit codes:
   0  done, and parity holds

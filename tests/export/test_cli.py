@@ -324,14 +324,14 @@ def test_verify_of_a_target_that_cannot_run_here_is_one_document_and_no_pass(pal
 # --- bundles that are none ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["verify", "run", "inspect"])
+@pytest.mark.parametrize("verb", ["verify", "run", "inspect", "report"])
 def test_a_bundle_that_is_not_there(palmtop, tmp_path, checkpoint, verb):
     assert_refused(palmtop(verb, tmp_path / "nothing"), 2, "No such bundle", "nothing")
     assert_refused(palmtop(verb, tmp_path), 2, "manifest.json")
     assert_refused(palmtop(verb, checkpoint()), 2, "checkpoint", "palmtop export")
 
 
-@pytest.mark.parametrize("verb", ["verify", "run", "inspect"])
+@pytest.mark.parametrize("verb", ["verify", "run", "inspect", "report"])
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -415,6 +415,26 @@ def test_inspect_shows_artifacts_signatures_and_operations(palmtop, exported):
     assert "BertForSequenceClassification" in ran.err
     assert "input_ids" in ran.err
     assert "Attention" in ran.err
+
+
+def test_report_shows_what_was_measured_when_the_bundle_was_made(palmtop, exported, bundle):
+    found = palmtop("report", bundle, "--json")
+    assert found.code == 0
+    assert found.json["parity"] == exported.report.to_json()
+    assert found.json["identity"] == exported.manifest.identity
+    ran = palmtop("report", bundle)
+    assert ran.code == 0
+    for entry in exported.report.artifacts:
+        assert re.search(rf"^{entry.target} .* {re.escape(entry.measures[0].found())} .* passed", ran.err, re.MULTILINE)
+    assert "ONNX Runtime" in ran.err
+
+
+def test_report_tells_of_a_bundle_without_a_report(palmtop, bundle):
+    unlisted = (bundle / "parity.json").read_bytes()
+    edit_json(bundle / "parity.json", lambda data: data.pop("artifacts"))
+    assert_refused(palmtop("report", bundle), 3, "parity.json")
+    (bundle / "parity.json").write_bytes(unlisted)
+    assert palmtop("report", bundle).code == 0
 
 
 def test_inspect_refuses_an_artifact_that_is_none(palmtop, bundle):

@@ -195,6 +195,10 @@ def test_a_bound_that_nothing_meets_names_the_best_and_leaves_nothing(classifier
     assert kept.code == 1
     assert json.loads((tmp_path / "b" / "manifest.json").read_text())["artifacts"]
     assert palmtop("verify", tmp_path / "b").code == 1
+    reported = palmtop("report", tmp_path / "b")
+    assert reported.code == 1
+    assert "failed" in reported.err
+    assert "min_agreement 1" in reported.err
 
 
 # --- palmtop quantize ------------------------------------------------------------------------------------------------
