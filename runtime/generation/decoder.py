@@ -14,14 +14,14 @@ copies them (measured with ONNX Runtime: the same time as with its own bindings)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import DamagedError, RequestError
-from ..manifest import Dim, TensorSpec
+from ..manifest import CACHE_LAYOUT, Dim, TensorSpec
 from ..session import Session
 
 TOKENS = ("decoder_input_ids", "input_ids")
@@ -31,7 +31,7 @@ PAST, PRESENT = "past_", "present_"
 
 @dataclass
 class _Part:
-    """Rows that run together: their cache or states, the tokens so far where there is neither, what the encoder gave.
+    """Rows that run together: their cache or states, the tokens so far, what the encoder gave.
 
     `origins` are the rows of the encoder's outputs that `beside` has.
     """
@@ -70,6 +70,8 @@ class Decoder:
         self.others = tuple(name for name in specs if name not in (self.tokens, START) and not name.startswith(PAST))
         self.stateful = bool(artifact.states)
         self.cached = bool(self.caches) or self.stateful
+        # Keys and values beyond `start` are not looked at: a state of them can be set back to fewer tokens.
+        self.rewinds = self.counts and all(spec.layout == CACHE_LAYOUT for spec in artifact.states)
         for spec in self.caches:
             if artifact.output(_present(spec.name)) is None:
                 raise DamagedError(f"{artifact.path} takes {spec.name} and gives no {_present(spec.name)}.")
@@ -159,30 +161,35 @@ class Conversation:
                 f"The model's context is {context} tokens; {self.length} are in it and {ids.shape[1]} more do not fit. "
                 "Shorten the prompt, or ask for fewer new tokens."
             )
-        if not self.decoder.cached:
-            logits = self._run(ids)
-        else:
-            fed = 0
-            while fed < ids.shape[1]:
-                size = self.decoder.chunk(ids.shape[1] - fed)
-                logits = self._run(ids[:, fed : fed + size])
-                fed += size
+        for piece in self._pieces(ids):
+            logits = self._run(piece)
         return logits
+
+    def _pieces(self, ids: np.ndarray) -> Iterator[np.ndarray]:
+        """Tokens in as many calls as the artifact needs."""
+        fed = 0
+        while fed < ids.shape[1]:
+            size = self.decoder.chunk(ids.shape[1] - fed) if self.decoder.cached else ids.shape[1]
+            yield ids[:, fed : fed + size]
+            fed += size
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; one may be taken several times, others are forgotten.
 
         Raises:
-            RequestError: the artifact keeps its cache to itself, so that one row cannot become two.
+            RequestError: the engine keeps what is no cache of keys and values, so that one row cannot become two.
         """
         rows = [int(row) for row in rows]
         if rows == list(range(self.rows)):
             return
         if self.decoder.stateful:
-            raise RequestError(
-                f"{self.decoder.session.artifact.path} keeps its cache as state, which cannot be copied for beams. "
-                "Ask for num_beams=1, or use an artifact with the cache as inputs and outputs."
-            )
+            if not self.decoder.rewinds:
+                raise RequestError(
+                    f"{self.decoder.session.artifact.path} keeps what it has read as state, which cannot be set back "
+                    "for beams. Ask for num_beams=1."
+                )
+            self._parts = self._rewound(rows)
+            return
         if self.decoder.batch.constant == 1:  # one part a row; what engines give is never written into, so it is shared
             self._parts = [self._parts[row] for row in rows]
             return
@@ -191,6 +198,29 @@ class Conversation:
         beside = part.beside if origins == part.origins else self._beside(origins)
         cache = {name: array[rows] for name, array in part.cache.items()}
         self._parts = [_Part(cache, None, part.ids[rows], beside, origins)]
+
+    def _rewound(self, rows: list[int]) -> list[_Part]:
+        """Parts that have read what these rows have, none of whose states can be copied.
+
+        A row goes on with its own state, once. Every other time it is taken, a state that is free now (or a new one) is
+        set back to the tokens that it has in common with the row, and reads the rest.
+        """
+        free = [part for row, part in enumerate(self._parts) if row not in rows]
+        parts: list[_Part] = []
+        for place, row in enumerate(rows):
+            part = self._parts[row]
+            if row in rows[:place]:
+                other = max(free, key=lambda each, part=part: _common(each, part), default=None)  # type: ignore[misc]
+                if other is None:
+                    other = dataclasses.replace(part, state=self.decoder.session.new_state(), ids=part.ids[:, :0])
+                else:
+                    free.remove(other)
+                shared, ids = _common(other, part), part.ids
+                part = dataclasses.replace(part, state=other.state, ids=ids[:, :shared])
+                for piece in self._pieces(ids[:, shared:]):
+                    _, part = self._step(part, piece)
+            parts.append(part)
+        return parts
 
     def _run(self, ids: np.ndarray) -> np.ndarray:
         logits, parts, row = [], [], 0
@@ -205,14 +235,22 @@ class Conversation:
 
     def _step(self, part: _Part, ids: np.ndarray) -> tuple[np.ndarray, _Part]:
         decoder = self.decoder
-        kept = part.ids if decoder.cached else np.concatenate([part.ids, ids], axis=1)
-        feeds = {decoder.tokens: ids if decoder.cached else kept, **part.cache, **part.beside}
+        said = np.concatenate([part.ids, ids], axis=1)
+        feeds = {decoder.tokens: ids if decoder.cached else said, **part.cache, **part.beside}
         if decoder.counts:
-            feeds[START] = np.array([self.length], np.int64)
+            feeds[START] = np.array([part.ids.shape[1]], np.int64)
         outputs = decoder.session.run(feeds, part.state)
         cache = {name: outputs[_present(name)] for name in part.cache}
         logits = outputs[LOGITS][:, -1].astype(np.float32)
-        return logits, dataclasses.replace(part, cache=cache, ids=kept)
+        return logits, dataclasses.replace(part, cache=cache, ids=said)
+
+
+def _common(one: _Part, other: _Part) -> int:
+    """How many first tokens two rows share; none when encoders gave them different things."""
+    if one.origins != other.origins:
+        return 0
+    size = min(one.ids.shape[1], other.ids.shape[1])
+    return int(np.logical_and.accumulate(one.ids[0, :size] == other.ids[0, :size]).sum())
 
 
 def _present(name: str) -> str:

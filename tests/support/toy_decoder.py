@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from palmtop.runtime.manifest import Artifact, Dim, StateSpec, TensorSpec
+from palmtop.runtime.manifest import CACHE_LAYOUT, Artifact, Dim, StateSpec, TensorSpec
 from palmtop.runtime.session import Session
 
 VOCABULARY, DEPTH = 12, 4
@@ -56,14 +56,19 @@ class ToyRunner:
             present[:, 0, start : start + ids.shape[1]] = new
         if state is not None:
             state["cache"] = present
-        logits = present[:, 0].sum(axis=1) @ HEAD
+        filled = present.shape[2] if grows else start + ids.shape[1]  # what lies beyond is not looked at
+        logits = present[:, 0, :filled].sum(axis=1) @ HEAD
         for name in ("cross_key_0", "encoder_hidden_states"):
             logits = logits + feeds[name].reshape(len(ids), -1).sum(axis=1)[:, None] if name in feeds else logits
         return {"logits": logits[:, None], "present_key_0": present}
 
 
 def toy_session(
-    form: str, sequence: Dim | None = None, batch: Dim | None = None, extra: tuple[TensorSpec, ...] = ()
+    form: str,
+    sequence: Dim | None = None,
+    batch: Dim | None = None,
+    extra: tuple[TensorSpec, ...] = (),
+    layout: str = CACHE_LAYOUT,
 ) -> Session:
     """`form`: growing, fixed (a context of 10), states (likewise), or none (no cache at all)."""
     sequence = sequence or Dim(symbol="sequence", min=1)
@@ -79,7 +84,7 @@ def toy_session(
         total = Dim(symbol="total", min=1) if form == "growing" else length
         outputs.append(TensorSpec("present_key_0", "float32", (*dims[:2], total, dims[3])))
     if form == "states":
-        states = (StateSpec("cache", "float32", (ONE, ONE, Dim(size=10), Dim(size=DEPTH)), "BHSD"),)
+        states = (StateSpec("cache", "float32", (ONE, ONE, Dim(size=10), Dim(size=DEPTH)), layout),)
     artifact = Artifact(
         "onnx",
         f"onnx/{form}.onnx",

@@ -84,7 +84,7 @@ def test_more_than_the_context_is_refused_and_says_so(form, context):
         conversation.feed([[1]])
 
 
-@pytest.mark.parametrize("form", ["growing", "fixed", "none"])
+@pytest.mark.parametrize("form", FORMS)
 def test_beams_go_on_from_the_rows_they_came_from(form):
     conversation = Decoder(toy_session(form)).start()
     conversation.feed(IDS[:, :2])
@@ -93,12 +93,39 @@ def test_beams_go_on_from_the_rows_they_came_from(form):
     assert_logits(conversation.feed([[5], [6], [7]]), [[3, 1, 5], [3, 1, 6], [3, 1, 7]])
     conversation.reorder([2, 0, 2])
     assert_logits(conversation.feed([[1], [2], [3]]), [[3, 1, 7, 1], [3, 1, 5, 2], [3, 1, 7, 3]])
+    conversation.reorder([2, 2, 2])
+    assert_logits(conversation.feed([[1], [2], [4]]), [[3, 1, 7, 3, 1], [3, 1, 7, 3, 2], [3, 1, 7, 3, 4]])
     conversation.reorder([1])
-    assert_logits(conversation.feed([[8]]), [[3, 1, 5, 2, 8]])
+    assert_logits(conversation.feed([[8]]), [[3, 1, 7, 3, 2, 8]])
 
 
-def test_states_cannot_become_beams():
-    conversation = Decoder(toy_session("states")).start()
+def test_a_state_that_becomes_another_beam_reads_only_what_they_do_not_share():
+    session = toy_session("states")
+    conversation = Decoder(session).start()
+    conversation.feed(IDS[:, :4])
+    conversation.reorder([0, 0])
+    assert session.runner.calls == [4, 4]  # a new state reads all
+    conversation.feed([[5], [6]])
+    conversation.feed([[7], [7]])
+    del session.runner.calls[:]
+    conversation.reorder([1, 1])
+    assert session.runner.calls == [2]  # and an old one what it has not read
+    conversation.reorder([1, 0])
+    assert session.runner.calls == [2]
+    assert_logits(conversation.feed([[8], [9]]), [[*IDS[0, :4], 6, 7, 8], [*IDS[0, :4], 6, 7, 9]])
+
+
+def test_a_state_reads_again_in_the_pieces_that_the_artifact_takes():
+    session = toy_session("states", sequence=Dim(symbol="sequence", values=(1, 2)))
+    conversation = Decoder(session).start()
+    conversation.feed(IDS[:, :5])
+    conversation.reorder([0, 0])
+    assert session.runner.calls == [2, 2, 1] * 2
+    assert_logits(conversation.feed([[5], [6]]), [[*IDS[0, :5], 5], [*IDS[0, :5], 6]])
+
+
+def test_states_that_are_no_cache_cannot_become_beams():
+    conversation = Decoder(toy_session("states", layout="other")).start()
     conversation.feed(IDS)
     conversation.reorder([0])
     with pytest.raises(RequestError, match="num_beams=1"):
@@ -116,6 +143,17 @@ def test_what_the_encoder_gives_goes_into_every_step_and_every_beam(form):
     assert_logits(conversation.feed([[1, 2]]), [[1, 2]], bias=3.0)
     conversation.reorder([0, 0])
     assert_logits(conversation.feed([[4], [5]]), [[1, 2, 4], [1, 2, 5]], bias=3.0)
+
+
+def test_rows_of_different_encodings_share_nothing():
+    cross = TensorSpec("cross_key_0", "float32", (ONE, Dim(symbol="frames", min=1)))
+    session = toy_session("states", extra=(cross,))
+    conversation = Decoder(session).start({"cross_key_0": np.array([[1.0], [2.0]], np.float32)}, rows=2)
+    conversation.feed([[1, 2], [1, 2]])
+    del session.runner.calls[:]
+    conversation.reorder([1, 1])
+    assert session.runner.calls == [2]
+    assert_logits(conversation.feed([[4], [5]]), [[1, 2, 4], [1, 2, 5]], bias=2.0)
 
 
 @pytest.mark.parametrize("ids", [[[]], [[1], [2]], [1, 2], np.zeros((0, 1), int)])
