@@ -78,3 +78,21 @@ def test_what_nothing_reads_is_dropped_though_its_source_forgot_it():
     found = capture(Pooled().eval(), {"x": torch.randn(3, 6)}, [ROWS], ["y", "z"], trace=trace)
 
     assert torch.ops.aten.select.int not in {node.target for node in found.program.graph.nodes}
+
+
+def test_numbers_made_of_numbers_are_computed_once():
+    class Threshold(torch.nn.Module):
+        """As Gemma 3n has it: what lies above a quantile of the normal distribution."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("spread", torch.tensor(2.0))
+
+        def forward(self, x):
+            quantile = torch.distributions.Normal(0, 1).icdf(torch.tensor(0.95))
+            return torch.relu(x - x.mean(dim=-1, keepdim=True) - self.spread * quantile) + x * self.spread.sqrt()
+
+    left = captured(Threshold())
+
+    assert torch.ops.aten.erfinv.default not in left
+    assert torch.ops.aten.sqrt.default in left  # the checkpoint's numbers stay its own
