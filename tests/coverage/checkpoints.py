@@ -265,9 +265,11 @@ def _enliven(model: PreTrainedModel, config: PretrainedConfig, tokenizer: Any, s
             if "bbox" in feeds:
                 feeds["bbox"] = feeds["bbox"][:, :1].repeat(1, feeds["input_ids"].shape[1], 1)
     told = ""
-    for gain in _GAINS:
+    for gain, settled in [*((gain, False) for gain in _GAINS), (1.0, True)]:
         randomize(model, seed, gain)
         with torch.no_grad():
+            if settled:
+                _settle(model, inputs[0])
             first, second = (_outputs(model(**feeds)) for feeds in inputs)
         if not first or not all(torch.isfinite(tensor).all() for tensor in first):
             told = "not finite"
@@ -283,6 +285,19 @@ def _enliven(model: PreTrainedModel, config: PretrainedConfig, tokenizer: Any, s
             return gain
         told = f"size {size:.3g}, largest {largest:.3g}, change {max(changes, default=0):.3g}"
     raise ValueError(f"outputs are degenerate with all weights: {told}")
+
+
+def _settle(model: PreTrainedModel, feeds: dict[str, Any]) -> None:
+    """Let batch norms have seen what flows through: where gates halve it in each block, drawn statistics do not do."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    model(**feeds)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
 
 
 def randomize(model: torch.nn.Module, seed: int, gain: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -23,7 +24,8 @@ def make_image_processor(config: PretrainedConfig) -> Any | None:
         cls = getattr(transformers, name, None)
         if cls is None:
             continue
-        return cls(**_image_sizes(cls, config, part))
+        with contextlib.suppress(ImportError):  # some are written with torchvision alone: ViT's stands in for them
+            return cls(**_image_sizes(cls, config, part))
     if _takes(config, "pixel_values"):
         return transformers.ViTImageProcessorPil(size={"height": image_size(config), "width": image_size(config)})
     return None

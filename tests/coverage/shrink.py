@@ -69,6 +69,7 @@ _CAPS = {
     "entity_vocab_size": 20,
     "hidden_expansion": 1.0,
     "mem_len": 16,
+    "depth_coefficient": 0.1,
 }
 _PIECEWISE = re.compile(r"^(attention_window|window_size)$")
 
