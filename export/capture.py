@@ -154,7 +154,7 @@ def capture(
             program = trace(model, dict(example), dynamic_shapes(asked, example, automatic))
             break
         except Exception as error:
-            violated = constraints.violated(str(error))
+            violated = constraints.violated(str(error), sizes_asked(asked, example))
             if not violated or violated <= automatic:
                 raise _not_captured(error) from error
             # The model forbids a size that was asked for (MobileBERT needs 3 tokens): ask for the range it allows, or

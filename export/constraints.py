@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import CodeType
 
 _VIOLATED = re.compile(r"Constraints violated \(([^)]*)\)")
@@ -24,9 +24,13 @@ _ALLOWED = (
 _MOST_TRIED = 1_000_000
 
 
-def violated(message: str) -> set[str]:
-    """The axes whose ranges torch.export refused."""
+def violated(message: str, axes: Collection[str] = ()) -> set[str]:
+    """The axes whose ranges torch.export refused; all of `axes` where it fails at saying which (torch 2.13 does where
+    a size is the remainder of a negative one, `-length % 8`).
+    """
     match = _VIOLATED.search(message)
+    if match is None and "Cannot create Dim with inconsistent" in message:
+        return set(axes)
     return {name.strip() for name in match.group(1).split(",")} if match else set()
 
 

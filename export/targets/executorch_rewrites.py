@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.utils._sympy.functions import PythonMod
 
 from ..generation.write_at import WRITE_AT
 from ..graph import Builder, add_constant, arguments_of, insert, same_shape, value_of
@@ -231,6 +233,27 @@ def _write_at(program: ExportedProgram, node: Node) -> Node:
     return build(aten.index_put.default, cache, [None, None, places], new)
 
 
+def _remainder(program: ExportedProgram, node: Node) -> Node | None:
+    """The remainder of what may be negative (`-length % 8`), by the quotient.
+
+    ExecuTorch's has the sign of the number, as in C, where Python's has the divisor's; its quotients are Python's.
+    Sizes below zero end the process that runs the file.
+    """
+    value = node.meta["val"]
+    if not isinstance(value, torch.SymInt) or not value.node.expr.has(PythonMod):
+        return None
+    number, divisor = node.args
+
+    def call(target: Callable[..., Any], *args: Any) -> Node:
+        result = program.graph.call_function(target, args)
+        result.meta["val"] = target(*torch.fx.node.map_arg(args, value_of))
+        return result
+
+    with program.graph.inserting_before(node):
+        whole = call(operator.floordiv, number, divisor)
+        return call(operator.sub, number, call(operator.mul, whole, divisor))
+
+
 _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     _SDPA: attention,
     aten.matmul.default: _matmul,
@@ -244,6 +267,7 @@ _REWRITES: dict[Any, Callable[[ExportedProgram, Node], Node | None]] = {
     aten.max_pool2d.default: _pool,
     aten.avg_pool2d.default: _pool,
     aten.new_empty.default: _new_empty,
+    operator.mod: _remainder,
     WRITE_AT: _write_at,
 }
 

@@ -179,7 +179,11 @@ def _child(asked: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = Path(asked["path"])
     with _quiet():
-        result = run(asked["model_type"], asked["task"], asked["targets"], asked.get("true_shapes", False))
+        try:
+            result = run(asked["model_type"], asked["task"], asked["targets"], asked.get("true_shapes", False))
+        except Exception as error:  # a fork that leaves by way of `exit` waits for threads that only its parent has
+            result = {"model_type": asked["model_type"], "task": asked["task"]}
+            result["targets"] = {target: _missed("crashed", error) for target in asked["targets"]}
     used = resource.getrusage(resource.RUSAGE_SELF)
     result["cpu_seconds"] = round(used.ru_utime + used.ru_stime, 1)
     aside = path.with_suffix(".part")

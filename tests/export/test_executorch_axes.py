@@ -107,3 +107,35 @@ def test_a_number_goes_from_one_delegate_to_the_next(tmp_path):
     artifact, _ = lowered(program, tmp_path)
     x = torch.randn(2, 8)
     torch.testing.assert_close(run(artifact, tmp_path, x), Scaled()(x)[0], rtol=1e-5, atol=1e-5)
+
+
+class Blocks(nn.Module):
+    """A sequence filled up to a multiple of eight, in blocks of eight (LongT5)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(x.shape[1] + -x.shape[1] % 8).reshape(-1, 8)
+        return x.sum(dim=1, keepdim=True) * places.sum(dim=1)[None, :, None]
+
+
+def test_a_sequence_is_filled_up_to_a_multiple_of_a_block(tmp_path):
+    program = captured(Blocks(), (size(1), Dim(symbol="sequence", min=2, max=40), size(4)), torch.randn(1, 13, 4))
+    artifact, _ = lowered(program, tmp_path)
+    for length in (3, 8, 17, 40):
+        x = torch.randn(1, length, 4)
+        torch.testing.assert_close(run(artifact, tmp_path, x), Blocks()(x), rtol=1e-5, atol=1e-5)
+
+
+class Parts(nn.Module):
+    """Blocks of eight whose number follows from the length, as reshapes find it out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        filled = nn.functional.pad(x, (0, 0, 0, 8 - x.shape[1] % 8), value=1.0)
+        return filled.reshape(x.shape[0], x.shape[1] // 8 + 1, -1, x.shape[2]).exp().sum(dim=2)
+
+
+def test_a_reshape_is_bounded_by_what_it_reshapes(tmp_path):
+    program = captured(Parts(), (size(1), Dim(symbol="sequence", min=8, max=40), size(4)), torch.randn(1, 13, 4))
+    artifact, _ = lowered(program, tmp_path)
+    for length in (8, 17, 40):
+        x = torch.randn(1, length, 4)
+        torch.testing.assert_close(run(artifact, tmp_path, x), Parts()(x), rtol=1e-5, atol=1e-5)
