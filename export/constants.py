@@ -1,4 +1,4 @@
-"""Numbers that do not depend on the inputs, computed once: whatever operation made them, a format only sees the number."""
+"""Numbers that do not depend on the inputs, computed once: a format only sees the number, whatever made it."""
 
 from __future__ import annotations
 
