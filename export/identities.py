@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -55,6 +57,30 @@ def drop_identities(program: ExportedProgram) -> None:
             replace(node, node.args[0])
         elif node.target in _CASTS and node.target is not aten.to.dtype:
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.meta["val"].dtype), {}
+
+
+def plain_softmaxes(program: ExportedProgram) -> None:
+    """A softmax of differences from the greatest number is one of the numbers: it takes the difference itself.
+
+    In every format that is one operation for three, and in ExecuTorch no way out of the delegate (GPT-OSS).
+    """
+    for node in program.graph.nodes:
+        given = node.args[0] if node.target in (aten.softmax.int, aten._softmax.default) else None
+        if isinstance(given, Node) and given.target is aten.sub.Tensor and not given.kwargs:
+            source, greatest = given.args
+            if isinstance(source, Node) and _is_greatest(greatest, source, node.args[1]):
+                node.replace_input_with(given, source)
+
+
+def _is_greatest(node: object, source: Node, axis: int) -> bool:
+    """Whether a node is the greatest along an axis, which is kept, of what `source` gives."""
+    if isinstance(node, Node) and node.target is operator.getitem and node.args[1] == 0:
+        node = node.args[0]
+    if not isinstance(node, Node) or node.target not in (aten.max.dim, aten.amax.default) or node.args[0] is not source:
+        return False
+    axes = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
+    rank = source.meta["val"].dim()
+    return [each % rank for each in axes] == [axis % rank] and len(node.args) > 2 and bool(node.args[2])
 
 
 def is_identity(node: Node) -> bool:

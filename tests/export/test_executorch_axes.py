@@ -139,3 +139,26 @@ def test_a_reshape_is_bounded_by_what_it_reshapes(tmp_path):
     for length in (8, 17, 40):
         x = torch.randn(1, length, 4)
         torch.testing.assert_close(run(artifact, tmp_path, x), Parts()(x), rtol=1e-5, atol=1e-5)
+
+
+class Greatest(nn.Module):
+    """A softmax of scores and the greatest of them, in four axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.randn(1, 4, 32, 8))
+        self.sinks = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = x.unflatten(-1, (4, 8)).transpose(1, 2) @ self.keys.transpose(2, 3)
+        both = torch.cat([scores, self.sinks.reshape(1, -1, 1, 1).expand(1, -1, x.shape[1], -1)], dim=-1)
+        return torch.softmax(both + both.max(dim=-1, keepdim=True).values, dim=-1)
+
+
+def test_the_greatest_along_an_axis_is_found_in_any_layout(tmp_path):
+    module = Greatest()
+    program = captured(module, (size(1), sequence(20), size(32)), torch.randn(1, 7, 32))
+    artifact, _ = lowered(program, tmp_path)
+    for length in (2, 20):
+        x = torch.randn(1, length, 32)
+        torch.testing.assert_close(run(artifact, tmp_path, x), module(x), rtol=1e-5, atol=1e-5)

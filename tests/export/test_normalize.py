@@ -96,3 +96,19 @@ def test_numbers_made_of_numbers_are_computed_once():
 
     assert torch.ops.aten.erfinv.default not in left
     assert torch.ops.aten.sqrt.default in left  # the checkpoint's numbers stay its own
+
+
+def test_a_softmax_subtracts_the_greatest_itself():
+    class Sinks(torch.nn.Module):
+        """As GPT-OSS has it; a softmax along another axis is none of that."""
+
+        def __init__(self, axis):
+            super().__init__()
+            self.axis = axis
+
+        def forward(self, x):
+            both = torch.cat([x, x[:, :1] + 1], dim=-1)
+            return torch.softmax(both - both.max(dim=-1, keepdim=True).values, dim=self.axis)
+
+    assert torch.ops.aten.sub.Tensor not in captured(Sinks(-1))
+    assert torch.ops.aten.sub.Tensor in captured(Sinks(0))
