@@ -5,6 +5,7 @@ Each pass keeps the values that the model computes (to the noise of fp32) and ma
 - `functionalize`: `x.add_(y)` becomes `x = x + y`, which is all that targets know;
 - `drop_identities`: dropout in eval mode, assertions, aliases and copies, casts to the dtype a tensor already has;
 - `fold_numbers`: numbers that are computed from numbers in the model's code are computed once, here;
+- `pairs_of_reals`: complex numbers become their two parts;
 - `plain_softmaxes`: a softmax subtracts the greatest number itself, and what did it before is dropped;
 - `say_axes`: squeezing says which axes (those of size one for every input), and truth values are summed as integers;
 - `fill_by_choice`: one number written where a mask holds is a choice between the two (`x[mask] = 0`);
@@ -22,6 +23,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from .axes import fewer_axes
+from .complex_numbers import pairs_of_reals
 from .constants import fold_numbers
 from .graph import drop_dead_code, insert, is_bool, list_readers, rename_outputs, replace
 from .identities import drop_identities, plain_softmaxes
@@ -40,6 +42,7 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     for run in (
         drop_identities,
         fold_numbers,
+        pairs_of_reals,
         plain_softmaxes,
         spread_outer_products,
         fewer_axes,

@@ -112,3 +112,19 @@ def test_a_softmax_subtracts_the_greatest_itself():
 
     assert torch.ops.aten.sub.Tensor not in captured(Sinks(-1))
     assert torch.ops.aten.sub.Tensor in captured(Sinks(0))
+
+
+def test_complex_numbers_are_pairs_of_real_ones():
+    class Turned(torch.nn.Module):
+        """As Llama 4 turns queries; everything that may be done to the numbers in between."""
+
+        def forward(self, x):
+            angles = torch.arange(x.shape[0])[:, None] * torch.tensor([1.0, 0.1, 0.01])
+            turn = torch.polar(torch.ones_like(angles), angles) * 0.5
+            numbers = torch.view_as_complex(x.reshape(x.shape[0], 3, 2)) * turn
+            shifted = (numbers - turn).unsqueeze(1) + torch.complex(angles, angles + 1)[:, None] + 2
+            return torch.view_as_real(-shifted[:, 0] * x[:, :3]).flatten(1) + shifted.imag.sum(dim=1)[:, :1]
+
+    program = captured(Turned())
+
+    assert not program & {torch.ops.aten.polar.default, torch.ops.aten.view_as_complex.default}
