@@ -10,12 +10,15 @@ The `.pte` files are compared too. Figures of processor time tell what a busy ma
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ shared.one_thread()  # before numpy is imported; the exports themselves may use 
 
 import embedders  # noqa: E402
 import numpy as np  # noqa: E402
+import peer_exports  # noqa: E402
 import peers  # noqa: E402
 import plots  # noqa: E402
 import report  # noqa: E402
@@ -111,30 +115,31 @@ def measure(checkpoint: Path, work: Path, rounds: int, figures: Figures) -> None
 
 
 def compare(checkpoint: Path, work: Path, rounds: int, figures: Figures) -> None:
-    """Is palmtop's `.pte` as good as that of transformers.exporters? Size, delegates, agreement, speed."""
+    """Is palmtop's `.pte` as good as that of transformers.exporters? Size, delegates, loading, agreement, speed.
+
+    Both are called as they are, without palmtop's session.
+    """
     from palmtop.runtime.backends.executorch_file import describe
     from palmtop.runtime.bundle import Bundle
 
+    bundle = Bundle.open(work / "executorch.bundle")
+    mine = bundle.manifest.artifacts[0]
+    files = {
+        "palmtop": (bundle.root / mine.path, [spec.name for spec in mine.inputs]),
+        "transformers.exporters": (work / "transformers.exporters" / "model.pte", list(peer_exports.INPUTS)),
+    }
+    loading = {name: _loading(path) for name, (path, _) in files.items()}
     eager = embedders.eager(checkpoint)
-    ours = embedders.artifact(Bundle.open(work / "executorch.bundle"), "executorch", "palmtop")
-    path = work / "transformers.exporters" / "model.pte"
-    theirs = _pte(path)
+    ours, theirs = (_pte(name, *file) for name, file in files.items())
     texts = (ROOT / "export" / "calibration.txt").read_text(encoding="utf-8").splitlines()[:_SENTENCES]
     calls = embedders.encode(checkpoint, texts)
     expected = [eager.read(eager.run(feeds), feeds) for feeds in calls]
-    lengths = [embedders.feeds_of([list(range(1000, 1000 + length))]) for length in _LENGTHS]
-    best = {entry.name: [float("inf")] * len(lengths) for entry in (eager, ours, theirs)}
-    for _ in range(rounds):
-        for place, feeds in enumerate(lengths):
-            for entry in (eager, ours, theirs):
-                began = time.perf_counter()
-                entry.run(feeds)
-                best[entry.name][place] = min(best[entry.name][place], 1e3 * (time.perf_counter() - began))
+    times = _in_turns((eager, ours, theirs), rounds)
     rows = []
     agreed = {}
     counts = {}
-    for entry, file in ((ours, work / "executorch.bundle" / "executorch" / "model.pte"), (theirs, path)):
-        method = describe(file)["methods"]["forward"]
+    for entry in (ours, theirs):
+        method = describe(files[entry.name][0])["methods"]["forward"]
         agreed[entry.name] = embedders.agreement(entry, calls, expected)
         counts[entry.name] = len(method["delegates"])
         row = [
@@ -142,43 +147,91 @@ def compare(checkpoint: Path, work: Path, rounds: int, figures: Figures) -> None
             f"{entry.size / 1e6:.2f}",
             str(len(method["delegates"])),
             str(sum(method["kernels"].values())),
+            f"{loading[entry.name]['seconds']:.2f}",
+            f"{loading[entry.name]['bytes'] / 1e6:.0f}",
         ]
         row += [f"{agreed[entry.name].pooled:.6f}", f"{agreed[entry.name].token:.6f}"]
-        rows.append([*row, *(f"{value:.2f}" for value in best[entry.name])])
-    head = [".pte", "MB", "delegates", "operations outside of them", "pooled cosine", "token cosine"]
+        rows.append([*row, *(f"{np.median(times[entry.name][length]):.2f}" for length in _LENGTHS)])
+    head = [".pte", "MB", "delegates", "operations outside of them", "seconds to load", "MB of memory then"]
+    head += ["pooled cosine", "token cosine"]
     figures.tables["The files for ExecuTorch"] = [*head, *(f"ms, {length} tokens" for length in _LENGTHS)], rows
-    figures.raw["pte"] = {"ms": best, "delegates": counts, "bytes": {"palmtop": ours.size, theirs.name: theirs.size}}
+    medians = {name: {length: float(np.median(took[length])) for length in _LENGTHS} for name, took in times.items()}
+    figures.raw["pte"] = {
+        "ms": medians,
+        "delegates": counts,
+        "bytes": {"palmtop": ours.size, theirs.name: theirs.size},
+        "loading": loading,
+    }
     figures.bounds += [
         Bound("executorch: bytes, of those of transformers.exporters", ours.size / theirs.size, 1.01),
         Bound("executorch: delegates", counts["palmtop"], counts[theirs.name]),
         Bound("executorch: token cosine with eager", agreed["palmtop"].token, 0.99999, least=True),
     ]
-    for place, length in enumerate(_LENGTHS):
-        mine = best["palmtop"][place]
-        what = f"executorch, {length} tokens: times as fast as"
-        figures.bounds.append(Bound(f"{what} transformers.exporters", best[theirs.name][place] / mine, 1.0, least=True))
-        figures.bounds.append(Bound(f"{what} eager PyTorch", best[eager.name][place] / mine, 1.0, least=True))
+    for length in _LENGTHS:
+        for entry in (theirs, eager):
+            ratio = float(np.median(np.divide(times[entry.name][length], times["palmtop"][length])))
+            name = "eager PyTorch" if entry is eager else entry.name
+            figures.bounds.append(
+                Bound(f"executorch, {length} tokens: times as fast as {name}", ratio, 1.0, least=True)
+            )
 
 
-def _pte(path: Path) -> Embedder:
-    """A file of transformers.exporters, on one thread."""
+def _in_turns(entries: Sequence[Embedder], rounds: int) -> dict[str, dict[int, list[float]]]:
+    """Milliseconds of each call, by contender and length.
+
+    Whoever comes after eager finds its own weights gone from the caches: all orders take turns.
+    """
+    times: dict[str, dict[int, list[float]]] = {entry.name: {} for entry in entries}
+    for length in _LENGTHS:
+        feeds = embedders.feeds_of([list(range(1000, 1000 + length))])
+        orders = itertools.islice(itertools.cycle(itertools.permutations(entries)), rounds)
+        for entry in itertools.chain.from_iterable(orders):
+            began = time.perf_counter()
+            entry.run(feeds)
+            times[entry.name].setdefault(length, []).append(1e3 * (time.perf_counter() - began))
+    return times
+
+
+# Printed by a process of its own: seconds, and bytes of memory that loading took.
+_LOAD = """
+import json, resource, sys, time
+import torch
+from executorch.extension.pybindings import _portable_lib as library
+library._unsafe_reset_threadpool(1)
+peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before, began = peak(), time.perf_counter()
+program = library._load_program(sys.argv[1])
+method = program.load_method("forward")
+print(json.dumps({"seconds": time.perf_counter() - began, "bytes": peak() - before}))
+"""
+
+
+def _loading(path: Path) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(path)], capture_output=True, text=True, env=INHERITED, cwd=ROOT, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _pte(name: str, path: Path, inputs: Sequence[str]) -> Embedder:
+    """A `.pte` whose first output is the token states, on one thread. `inputs`: their names, in the file's order."""
     import torch
     from executorch.extension.pybindings import _portable_lib as library
 
-    library._unsafe_reset_threadpool(1)
+    if library._threadpool_get_thread_count() != 1:
+        library._unsafe_reset_threadpool(1)
     program = library._load_program(str(path))
     method = program.load_method("forward")
-    names = ("input_ids", "attention_mask", "token_type_ids")
 
     def run(feeds: Feeds) -> Any:
-        return method([torch.from_numpy(feeds[name]) for name in names])
+        return method([torch.from_numpy(feeds[name]) for name in inputs])
 
     def read(result: Any, feeds: Feeds) -> tuple[np.ndarray, np.ndarray]:
         states = result[0].numpy()
         return states, embedders.mean_pooled(states, feeds)
 
     run.keep = program  # type: ignore[attr-defined]
-    return Embedder("transformers.exporters", path.stat().st_size, run, read)
+    return Embedder(name, path.stat().st_size, run, read)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModel
 
 LONGEST = 256
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def example(rows: int, tokens: int) -> dict[str, torch.Tensor]:
@@ -34,7 +35,7 @@ def coreml(model: torch.nn.Module, folder: Path) -> None:
     import coremltools
     from torch.export import Dim
 
-    shapes = {name: {1: Dim.AUTO(min=2, max=LONGEST)} for name in ("input_ids", "attention_mask", "token_type_ids")}
+    shapes = {name: {1: Dim.AUTO(min=2, max=LONGEST)} for name in INPUTS}
     inputs = example(1, 32)
     with torch.no_grad():
         program = torch.export.export(model, (), inputs, dynamic_shapes=shapes).run_decompositions()
