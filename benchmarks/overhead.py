@@ -71,7 +71,7 @@ def measure(bundle: Path, checkpoint: Path, text: str, rounds: int) -> tuple[flo
                 between = clock()
                 session()
                 took[number, 1:] = between - began, clock() - between
-    whole, first, second = 1e3 * np.median(took, axis=0)
+    whole, first, second = map(float, 1e3 * np.median(took, axis=0))
     return whole, first, second, 1e3 * float(np.median(took[:, 0] - took[:, 1:].sum(axis=1)))
 
 

@@ -7,6 +7,7 @@ which format it runs on.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,14 +22,24 @@ if TYPE_CHECKING:  # what explains a failure is imported with the first one
     from .parity import Bound
 
 
+# So many shapes of inputs are remembered: those of texts by their lengths, and not of a cache at every size it has.
+_MOST_SHAPES = 4096
+_SHAPE = attrgetter("shape")
+
+
 class Session:
-    """An artifact ready to run. Make one with `Session.open`."""
+    """An artifact ready to run. Make one with `Session.open`.
+
+    Shapes are checked when they come for the first time. A model's run leaves nothing of this code in the caches, so
+    that for a text every function on its way counts.
+    """
 
     def __init__(self, artifact: Artifact, runner: Runner, path: Path | None = None):
         self.artifact = artifact
         self.runner = runner
         self.path = path
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in artifact.inputs}
+        self._taken: set[tuple[tuple[int, ...], ...]] = set()  # shapes of all inputs that passed the checks
         self.splits_batch = bool(artifact.inputs) and all(
             spec.dims and spec.dims[0].constant == 1 for spec in artifact.inputs
         )
@@ -77,17 +88,25 @@ class Session:
         Raises:
             RequestError: an input is missing, or a size is outside what the artifact takes.
         """
-        arrays = {}
-        for name, dtype in self._dtypes.items():
-            if name not in feeds:
-                missing = [other for other in self._dtypes if other not in feeds]
-                raise RequestError(f"Missing input {', '.join(missing)} for {self.artifact.path}.")
-            arrays[name] = np.ascontiguousarray(feeds[name], dtype)
-        rows = len(next(iter(arrays.values()))) if arrays else 1
-        if self.splits_batch and rows != 1:
-            parts = [self._run({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(rows)]
-            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return self._run(arrays, state)
+        try:
+            given = list(map(feeds.__getitem__, self._dtypes))
+        except KeyError:
+            missing = [name for name in self._dtypes if name not in feeds]
+            raise RequestError(f"Missing input {', '.join(missing)} for {self.artifact.path}.") from None
+        given = list(map(np.ascontiguousarray, given, self._dtypes.values()))
+        arrays = dict(zip(self._dtypes, given, strict=True))
+        shapes = tuple(map(_SHAPE, given))
+        if shapes not in self._taken:
+            rows = len(given[0]) if given else 1
+            if self.splits_batch and rows != 1:
+                parts = [
+                    self.run({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(rows)
+                ]
+                return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            self._check(shapes)
+        if state is None:
+            return self.runner.run(arrays)
+        return cast(StatefulRunner, self.runner).run(arrays, state)
 
     def diagnose(self, feeds: dict[str, np.ndarray], bound: Bound) -> Cause | None:
         """Which operation makes the artifact miss `bound` on these feeds (one row, if it takes one); None: unknown."""
@@ -97,22 +116,22 @@ class Session:
         arrays = {name: np.ascontiguousarray(feeds[name], dtype) for name, dtype in self._dtypes.items()}
         return find(self.path, self.artifact, arrays, bound)
 
-    def _run(self, arrays: dict[str, np.ndarray], state: Any = None) -> dict[str, np.ndarray]:
+    def _check(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Raise RequestError for shapes of the inputs that the artifact does not take; remember those that it takes."""
         sizes: dict[str, int] = {}
-        for spec in self.artifact.inputs:
-            _check(spec, arrays[spec.name], sizes)
-        if state is None:
-            return self.runner.run(arrays)
-        return cast(StatefulRunner, self.runner).run(arrays, state)
+        for spec, shape in zip(self.artifact.inputs, shapes, strict=True):
+            _check(spec, shape, sizes)
+        if len(self._taken) * len(shapes) < _MOST_SHAPES:
+            self._taken.add(shapes)
 
 
-def _check(spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
+def _check(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
     """Raise RequestError for a shape that the artifact does not take. `sizes`: those of symbols, as far as known."""
-    if array.ndim == len(spec.dims):
-        for dim, size in zip(spec.dims, array.shape, strict=True):
+    if len(shape) == len(spec.dims):
+        for dim, size in zip(spec.dims, shape, strict=True):
             if not dim.admits(size) or (dim.symbol and sizes.setdefault(dim.symbol, size) != size):
                 break
         else:
             return
     dims = ", ".join(map(str, spec.dims))
-    raise RequestError(f"Input '{spec.name}' has shape {list(array.shape)}; the artifact takes [{dims}].")
+    raise RequestError(f"Input '{spec.name}' has shape {list(shape)}; the artifact takes [{dims}].")

@@ -24,15 +24,19 @@ from .manifest import Dim, TokenizerSpec
 Truncation = Literal["longest_first", "only_first", "only_second"]
 
 # The model inputs that a tokenizer makes, from one encoding.
-_INPUTS: dict[str, Callable[[tokenizers.Encoding], list[int]]] = {
-    "input_ids": attrgetter("ids"),
-    "attention_mask": attrgetter("attention_mask"),
-    "token_type_ids": attrgetter("type_ids"),
-    "special_tokens_mask": attrgetter("special_tokens_mask"),
+_INPUTS = {
+    "input_ids": "ids",
+    "attention_mask": "attention_mask",
+    "token_type_ids": "type_ids",
+    "special_tokens_mask": "special_tokens_mask",
 }
 
 
-@dataclass(frozen=True)
+# What the texts of a call are, when no closer look is needed.
+_TEXT = {str}
+
+
+@dataclass(slots=True)  # not frozen: that takes three functions more to make one
 class Window:
     """A tokenized text, or the part of one that fits a model. `sample` is the position of the text in the call."""
 
@@ -41,6 +45,9 @@ class Window:
 
     def __len__(self) -> int:
         return len(self.encoding)
+
+
+_ENCODING = attrgetter("encoding")
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ class Tokenizer:
         backend.no_truncation()
         # Asked for with each text, so found once.
         self._left = spec.padding_side == "left"
-        self._columns = [(_INPUTS[name], self._pad(name)) for name in spec.inputs]
+        self._pads = [self._pad(name) for name in spec.inputs]
+        self._read = _reader([_INPUTS[name] for name in spec.inputs])
         self._specials = tuple(backend.num_special_tokens_to_add(pair) for pair in (False, True))
 
     @classmethod
@@ -136,7 +144,9 @@ class Tokenizer:
         Raises:
             RequestError: something that is not text, or lengths that leave no room for any.
         """
-        sequences: list[Any] = [_checked(text, words) for text in texts]
+        sequences: list[Any] = list(texts)
+        if words or {*map(type, sequences)} != _TEXT:
+            sequences = [_checked(text, words) for text in sequences]
         if pairs is not None:
             sequences = list(zip(sequences, [_checked(text, False) for text in pairs], strict=True))
         if not sequences:
@@ -167,11 +177,10 @@ class Tokenizer:
                 f"This text cannot be cut to {max_length} tokens ({truncation}): {error}. "
                 "Shorten the part that is kept whole."
             ) from error
-        windows = []
-        for sample, encoding in enumerate(found):
-            windows.append(Window(sample, encoding))
-            if overflow:
-                windows.extend(Window(sample, part) for part in encoding.overflowing)
+        windows = list(map(Window, range(len(found)), found))
+        if overflow:
+            rest = [[Window(window.sample, part) for part in window.encoding.overflowing] for window in windows]
+            windows = [each for first, others in zip(windows, rest, strict=True) for each in (first, *others)]
         return windows
 
     def batch(self, windows: Sequence[Window], length: Dim | int | None = None) -> dict[str, np.ndarray]:
@@ -183,18 +192,18 @@ class Tokenizer:
         Raises:
             RequestError: a window is longer than the axis admits.
         """
-        encodings = [window.encoding for window in windows]
-        size = self.padded_length(max(map(len, encodings), default=0), length)
-        block = []
-        for read, pad in self._columns:
-            rows = list(map(read, encodings))
-            for place, row in enumerate(rows):
-                if len(row) < size:
-                    rows[place] = _pad_row(row, size, pad, self._left)
-            block.append(rows)
-        # One array for all inputs.
-        arrays = np.array(block, np.int64).reshape(len(block), len(encodings), size)
-        return dict(zip(self.spec.inputs, arrays, strict=True))
+        encodings = list(map(_ENCODING, windows))
+        lengths = list(map(len, encodings)) or [0]
+        size = self.padded_length(max(lengths), length)
+        block = list(zip(*map(self._read, encodings), strict=True))  # by input, then by window
+        if min(lengths) < size:
+            block = [
+                tuple(_pad_row(row, size, pad, self._left) for row in rows)
+                for rows, pad in zip(block, self._pads, strict=False)
+            ]
+        # One array for all inputs. Asked for one more than it holds, as `strict` would, it makes up an error message.
+        arrays = np.array(block, np.int64) if block else np.zeros((len(self._pads), 0, size), np.int64)
+        return dict(zip(self.spec.inputs, arrays, strict=False))
 
     def __call__(
         self,
@@ -221,8 +230,9 @@ class Tokenizer:
 
     def padded_length(self, longest: int, length: Dim | int | None) -> int:
         """The length that windows of up to `longest` tokens are padded to. Raises RequestError when there is none."""
-        multiple = self.spec.pad_to_multiple_of or 1
-        wanted = -(-longest // multiple) * multiple
+        wanted = longest
+        if self.spec.pad_to_multiple_of:
+            wanted = -(-longest // self.spec.pad_to_multiple_of) * self.spec.pad_to_multiple_of
         if length is None:
             return wanted
         axis = length if isinstance(length, Dim) else Dim(size=length)
@@ -336,6 +346,13 @@ _CLEAN_UP = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
+
+
+def _reader(names: list[str]) -> Callable[[tokenizers.Encoding], tuple[list[int], ...]]:
+    """A function that reads these attributes of an encoding, in one call."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda encoding: tuple(getattr(encoding, name) for name in names)
 
 
 def _checked(text: Any, words: bool) -> Any:

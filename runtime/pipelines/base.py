@@ -77,6 +77,8 @@ class TextPipeline(Pipeline):
         self.tokenizer = tokenizer
         axes = next(spec for spec in artifact.inputs if spec.name == "input_ids").dims
         self._batch_axis, self._length_axis = axes[0], axes[-1]
+        self._fills_batches = self._batch_axis.fit(1) != 1
+        self._half = [spec.name for spec in artifact.outputs if spec.dtype == "float16" and spec.name in self.outputs]
         self._has_mask = "attention_mask" in names
         #: The longest window in tokens, special ones included, that both tokenizer and artifact take.
         self.max_length = min(tokenizer.spec.max_length, self._length_axis.largest or tokenizer.spec.max_length)
@@ -94,11 +96,13 @@ class TextPipeline(Pipeline):
         mixed = self._has_mask  # without a mask a model sees padding
         groups = [[0]] if len(windows) == 1 else grouped(list(map(len, windows)), size, self._batch_axis, mixed)
         for group in groups:
-            inputs = self.tokenizer.batch([windows[index] for index in group], self._length_axis)
-            outputs = run_rows(self.session, inputs, self._batch_axis)
-            for name in self.outputs:
-                if outputs[name].dtype.itemsize < 4:
-                    outputs[name] = widened(outputs[name])
+            inputs = self.tokenizer.batch(list(map(windows.__getitem__, group)), self._length_axis)
+            if len(group) > 1 or self._fills_batches:
+                outputs = run_rows(self.session, inputs, self._batch_axis)
+            else:
+                outputs = self.session.run(inputs)
+            for name in self._half:
+                outputs[name] = widened(outputs[name])
             for row, index in enumerate(group):
                 mine = {}
                 for name in self.outputs:

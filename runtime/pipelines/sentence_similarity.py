@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ..manifest import Manifest
 from ..preprocess import text_preparer
+from ..session import Session
+from ..tokenizer import Tokenizer
 from .base import TextPipeline, listed
 
 
@@ -15,6 +18,10 @@ class SentenceSimilarity(TextPipeline):
 
     task = "sentence-similarity"
     outputs = ("sentence_embedding",)
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, session: Session):
+        super().__init__(manifest, tokenizer, session)
+        self._prepare = text_preparer(manifest.preprocess)
 
     def __call__(
         self, inputs: Any, *, prompt: str | None = None, prompt_name: str | None = None, batch_size: int | None = None
@@ -32,10 +39,11 @@ class SentenceSimilarity(TextPipeline):
             RequestError: something that is not text, or a prompt that the checkpoint does not define.
         """
         items, single = listed(inputs, (str,), "a text")
-        settings = self.manifest.preprocess
+        prepare = self._prepare
         if prompt is not None:
-            settings, prompt_name = {**settings, "prompts": {"": prompt}}, ""
-        prepare = text_preparer(settings, prompt_name)
+            prepare = text_preparer({"prompts": {"": prompt}}, "")
+        elif prompt_name is not None:
+            prepare = text_preparer(self.manifest.preprocess, prompt_name)
         windows = self.tokenizer.encode(list(map(prepare, items)), max_length=self.max_length)
         vectors = self.run_windows(windows, lambda outputs, _: outputs["sentence_embedding"], batch_size)
         if single:

@@ -129,6 +129,30 @@ def test_windows_of_pairs_keep_the_question_whole(both):
     assert_same(found, reference(theirs, [question] * 3, contexts, return_overflowing_tokens=True, **options))
 
 
+def test_a_batch_of_no_texts_has_a_length_all_the_same(checkpoint):
+    ours, _ = tokenizers_of(checkpoint("bert", TASK))
+    made = ours.batch([], Dim(symbol="s", min=6, max=20))
+    assert {name: array.shape for name, array in made.items()} == dict.fromkeys(ours.spec.inputs, (0, 6))
+
+
+def test_a_tokenizer_that_makes_one_input_pads_it(checkpoint):
+    ours, theirs = tokenizers_of(checkpoint("bert", TASK))
+    ours = Tokenizer.open(ours.folder, dataclasses.replace(ours.spec, inputs=("input_ids",)))
+    found = ours.batch(ours.encode(TEXTS))
+    np.testing.assert_array_equal(found["input_ids"], theirs(TEXTS, padding=True, truncation=True)["input_ids"])
+    assert list(found) == ["input_ids"]
+
+
+def test_a_text_may_be_a_string_of_a_class_of_its_own(both):
+    class Title(str):
+        pass
+
+    ours, _ = both
+    assert [window.encoding.ids for window in ours.encode([Title(TEXTS[1]), TEXTS[0]])] == [
+        window.encoding.ids for window in ours.encode([TEXTS[1], TEXTS[0]])
+    ]
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_on_the_side_the_tokenizer_says(checkpoint, side):
     ours, theirs = tokenizers_of(checkpoint("bert", TASK), padding_side=side)
