@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -38,7 +39,7 @@ class Pipeline:
         self.manifest = manifest
         self.session = session
 
-    @property
+    @functools.cached_property
     def id2label(self) -> dict[int, str]:
         """The classes by number. Raises DamagedError when the bundle names none."""
         labels = self.manifest.postprocess.get("id2label")
