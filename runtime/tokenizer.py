@@ -98,6 +98,7 @@ class Tokenizer:
         backend.no_truncation()
         # Asked for with each text, so found once.
         self._left = spec.padding_side == "left"
+        self._names, self._multiple = spec.inputs, spec.pad_to_multiple_of
         self._pads = [self._pad(name) for name in spec.inputs]
         self._read = _reader([_INPUTS[name] for name in spec.inputs])
         self._specials = tuple(backend.num_special_tokens_to_add(pair) for pair in (False, True))
@@ -203,7 +204,7 @@ class Tokenizer:
             ]
         # One array for all inputs. Asked for one more than it holds, as `strict` would, it makes up an error message.
         arrays = np.array(block, np.int64) if block else np.zeros((len(self._pads), 0, size), np.int64)
-        return dict(zip(self.spec.inputs, arrays, strict=False))
+        return dict(zip(self._names, arrays, strict=False))
 
     def __call__(
         self,
@@ -231,8 +232,8 @@ class Tokenizer:
     def padded_length(self, longest: int, length: Dim | int | None) -> int:
         """The length that windows of up to `longest` tokens are padded to. Raises RequestError when there is none."""
         wanted = longest
-        if self.spec.pad_to_multiple_of:
-            wanted = -(-longest // self.spec.pad_to_multiple_of) * self.spec.pad_to_multiple_of
+        if self._multiple:
+            wanted = -(-longest // self._multiple) * self._multiple
         if length is None:
             return wanted
         axis = length if isinstance(length, Dim) else Dim(size=length)
