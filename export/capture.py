@@ -167,6 +167,7 @@ def capture(
         raise UnsupportedError(
             "torch.export finds no range of sizes that this model takes. Remedy: export with --static."
         )
+    program._guards_code = []  # which hold; who traces the program again would trace them too, for as long as itself
     same_symbols(program, inputs)
     program = normalize(program)
     forget_overwritten(program)

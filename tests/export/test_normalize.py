@@ -32,6 +32,23 @@ def test_an_outer_product_of_positions_and_frequencies_is_a_product():
     assert torch.ops.aten.outer.default not in captured(Positions())
 
 
+def test_conditions_that_were_found_to_hold_are_not_traced_again():
+    class Conditional(torch.nn.Module):
+        def forward(self, x):
+            return x * 2 if (x.shape[0] * 5 + 1) % 7919 != 3 else x
+
+    traced = []
+
+    def trace(*asked):
+        traced.append(trace_module(*asked))
+        assert traced[-1]._guards_code
+        return traced[-1]
+
+    program = capture(Conditional().eval(), {"x": torch.randn(3, 6)}, [ROWS], ["y"], trace=trace).program
+    assert not program._guards_code
+    assert program.module()(x=torch.ones(5, 6)).tolist() == [[2.0] * 6] * 5
+
+
 def test_a_model_that_is_bound_to_its_batch_takes_one_row():
     class Bound(torch.nn.Module):
         def forward(self, x):
