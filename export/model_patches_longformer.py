@@ -1,4 +1,4 @@
-"""Longformer while it is traced: its sparse attention as the dense one that it equals.
+"""Longformer, and LED's encoder, while they are traced: sparse attention as the dense one that it equals.
 
 transformers <= 5.23 gathers the tokens with global attention into tensors as large as there happen to be such tokens,
 and pads to a multiple of the window: sizes that depend on values, which torch.export refuses. Here each token's scores
@@ -16,9 +16,10 @@ import torch
 from transformers.exporters.utils import register_patch
 
 _MODULE = "transformers.models.longformer.modeling_longformer"
+_LED = "transformers.models.led.modeling_led"
 
 
-@register_patch("dynamo", f"{_MODULE}.LongformerSelfAttention.forward")
+@register_patch("dynamo", f"{_MODULE}.LongformerSelfAttention.forward", f"{_LED}.LEDEncoderSelfAttention.forward")
 def dense_attention(original: Callable) -> Callable:
     """Windows and global tokens as masks of dense attention; `attention_mask`: <0 masked, 0 local, >0 global."""
 
@@ -73,6 +74,16 @@ def no_padding(original: Callable) -> Callable:
         return 0, *(given[name] for name in names)
 
     return lambda self, *args, **kwargs: pad(self, *args) if args else pad_by_name(self, **kwargs)
+
+
+@register_patch("dynamo", f"{_LED}.LEDEncoder._pad_to_window_size")
+def no_padding_in_led(original: Callable) -> Callable:
+    """The same of LED's encoder."""
+
+    def pad(self: Any, input_ids: Any, attention_mask: Any, inputs_embeds: Any, pad_token_id: Any) -> tuple[Any, ...]:
+        return 0, input_ids, attention_mask, inputs_embeds
+
+    return pad
 
 
 @register_patch("dynamo", f"{_MODULE}._get_question_end_index")

@@ -67,3 +67,22 @@ def test_choices_get_the_global_attention_that_they_have_one_by_one(tmp_path):
             given = model(input_ids=ids).logits
 
     torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [5, 37])
+def test_leds_encoder_attends_alike(tmp_path, length):
+    made = make_checkpoint(tmp_path, "led", "text2text-generation")
+    encoder = transformers.AutoModelForSeq2SeqLM.from_pretrained(made.folder).eval().get_encoder()
+    ids = torch.randint(5, 60, (2, length), generator=torch.Generator().manual_seed(length))
+    mask = torch.ones_like(ids)
+    mask[1, length - 2 :] = 0
+    first = torch.zeros_like(ids)
+    first[:, 0] = 1
+    feeds = {"input_ids": ids, "attention_mask": mask, "global_attention_mask": first}
+
+    with torch.no_grad():
+        wanted = encoder(**feeds).last_hidden_state[:, :length]
+        with utils.apply_patches("dynamo"):
+            given = encoder(**feeds).last_hidden_state
+
+    torch.testing.assert_close(given[mask == 1], wanted[mask == 1], rtol=1e-4, atol=1e-4)
