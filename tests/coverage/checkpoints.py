@@ -192,7 +192,11 @@ def _strategies() -> Iterator[tuple[tuple[str, ...], int]]:
 
 def _rows(tokenizer: Any) -> int:
     """How many rows a table for all ids of a tokenizer has; some have ids beyond what they say is their length."""
-    return max(len(tokenizer), *tokenizer.get_vocab().values(), *tokenizer("The test")["input_ids"]) + 1
+    try:
+        ids = tokenizer("The test")["input_ids"]
+    except ValueError:  # documents: words and where they stand
+        ids = tokenizer(["The", "test"], boxes=[[0, 0, 1, 1]] * 2)["input_ids"]
+    return max(len(tokenizer), *tokenizer.get_vocab().values(), *ids) + 1
 
 
 def _finish_tokenizer(tokenizer: Any, task: str) -> None:

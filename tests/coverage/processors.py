@@ -38,6 +38,10 @@ def make_feature_extractor(config: PretrainedConfig) -> Any | None:
         cls = getattr(transformers, name, None) if name else None
         if cls is None or "Image" in name:
             continue
+        frames = getattr(part, "feature_projection_input_dim", None)
+        if frames and cls.model_input_names[0] not in _reads(config) and "input_features" in _reads(config):
+            # Two neighbouring frames are read as one.
+            return transformers.SeamlessM4TFeatureExtractor(feature_size=frames // 2, num_mel_bins=frames // 2)
         given = set(inspect.signature(cls.__init__).parameters)
         sizes = {
             "num_mel_bins": getattr(part, "num_mel_bins", None) or getattr(part, "input_feat_per_channel", None),
@@ -85,6 +89,11 @@ def _image_sizes(cls: type, config: PretrainedConfig, part: PretrainedConfig) ->
 
 
 def _takes(config: PretrainedConfig, name: str) -> bool:
+    return name in _reads(config)
+
+
+def _reads(config: PretrainedConfig) -> set[str]:
+    """What the model of a configuration can be called with."""
     cls = transformers.AutoModel._model_mapping.get(type(config), None)
     cls = cls[0] if isinstance(cls, (tuple, list)) else cls
-    return cls is not None and name in inspect.signature(cls.forward).parameters
+    return set(inspect.signature(cls.forward).parameters) if cls is not None else set()

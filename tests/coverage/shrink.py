@@ -33,7 +33,7 @@ _WIDTHS = re.compile(
 )
 _NOT_WIDTHS = re.compile(
     r"vocab|image_|patch|kernel|window|type_|block_size|stride|chunk|pool(ing)?_size|grid|bucket|max_|num_channels"
-    r"|batch|context|head_dim|sample|bins|memory|cache|crop|train_size|eval_size|shape|rope|rotary|^in_chan|levels"
+    r"|batch|context|head_dim|sample|bins|memory|cache|crop|train_size|eval_size|shape(?!_size$)|rope|rotary|^in_chan|levels"
     r"|landmark|d_kv|d_head|conv_pos|frame|anchor|group_size|segment|num_mel|feature_size|num_feat|channels_per"
 )
 _LAYERS = re.compile(
@@ -307,6 +307,8 @@ def _heads(sizes: Mapping[str, Any], small: dict[str, Any], keep: set[str]) -> N
         value = sizes.get(name)
         if type(value) is int and value >= 16:
             small[name] = head if value == stated else max(HEAD, value * head // (stated or 64))
+    left = {"num_key_value_heads": chosen, "head_dim": head}  # what some leave to each checkpoint
+    small.update({name: value for name, value in left.items() if chosen and sizes.get(name, 0) is None})
     if type(sizes.get("rotary_dim")) is int:
         small["rotary_dim"] = HEAD // 2
     if type(sizes.get("qk_head_dim")) is int and "qk_nope_head_dim" in small:
