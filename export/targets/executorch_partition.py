@@ -5,8 +5,6 @@
   before and after the embedding; here shared weights join after the delegates are known, and are then duplicated.
 - A delegate that only changes shapes is none: outside it, a reshape costs nothing at all.
 - Numbers (tensors without axes) are computed outside: XNNPACK gives none.
-- Maxima along an axis are computed outside: XNNPACK takes those of 4-D tensors as pooling of pictures, and gives wrong
-  numbers where what follows reads the tensor in another layout (a softmax of sums).
 - What XNNPACK would reshape to a shape of two unknown sizes stays outside (see `_unknown_reshape`).
 - Groups come in the order of the graph, not of memory addresses, so that the same program gives the same file.
 - Two delegates that each wait for the other (the partitioner looks for such circles one delegate at a time; writing
@@ -16,7 +14,6 @@
 from __future__ import annotations
 
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name, is_constant_data
 from torch.export import ExportedProgram
@@ -36,7 +33,7 @@ class Partitioner(XnnpackPartitioner):
     """XNNPACK's partitioner with the corrections above, taking our own operations too."""
 
     def __init__(self) -> None:
-        super().__init__(configs=[*(each for each in ALL_PARTITIONER_CONFIGS if each is not MaxDimConfig), *_OWN])
+        super().__init__(configs=[*ALL_PARTITIONER_CONFIGS, *_OWN])
 
     def get_matched_nodes_from_configs(self, program: ExportedProgram) -> list[list[Node]]:
         """Groups of operations and constants that belong together, without constants that others read too."""

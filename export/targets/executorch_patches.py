@@ -19,6 +19,7 @@ import torch
 from executorch.backends.xnnpack import _passes as xnnpack_passes
 from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
 from executorch.exir import sym_util
+from executorch.exir.dialects._ops import ops
 from executorch.exir.passes import sym_shape_eval_pass
 from executorch.exir.passes.legalize_portable_dim_order_pass import LegalizePortableDimOrderPass
 from executorch.exir.passes.replace_aten_with_edge_pass import aten_to_edge, should_lower_to_edge
@@ -333,11 +334,19 @@ def _true_bound(upstream: Callable[[Any], int]) -> Callable[[Any], int]:
     return bound
 
 
-PATCHES: dict[str, tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = {
+def _softmax_too(upstream: set[Any]) -> set[Any]:
+    """`memory_sensitive_ops_nchw`: XNNPACK's softmax is along what lies innermost in memory, and where pictures are
+    worked on with channels last, that is the channels, not the last axis.
+    """
+    return upstream | {ops.edge.aten._softmax.default}
+
+
+PATCHES: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
     "xnnpack passes": (xnnpack_passes.XNNPACKPassManager, "transform", _concerned_passes_only),
     "decompositions": (ExportedProgram, "run_decompositions", _decompose_when_needed),
     "bounds": (sym_util, "eval_upper_bound", _true_bound),
     "bounds of shapes": (sym_shape_eval_pass, "eval_upper_bound", _true_bound),
+    "layouts": (ChannelsLastTaggedReshapePass, "memory_sensitive_ops_nchw", _softmax_too),
     "edge passes": (lowering, "_get_aten_to_edge_passes", _concerned_edge_passes),
     "dim orders": (lowering, "LegalizePortableDimOrderPass", _made_when_concerned),
     "dialect": (lowering, "OpReplacePass", _renamed_in_place),

@@ -94,6 +94,7 @@ def lower(captured: Captured, artifact: Artifact, identity: str, path: Path) -> 
     if fused:
         layers_on_rows(model)
         onnx_fuse.part_norms_from_sums(model)
+    onnx_fuse.part_pools_from_padding(model)
     model.producer_name, model.producer_version = "palmtop", ""
     model.metadata_props[IDENTITY_KEY] = identity
     if artifact.precision == "fp16":

@@ -244,7 +244,7 @@ TRANSLATIONS = {
 }
 
 
-# --- layer norms ----------------------------------------------------------------------------------------------------
+# --- kept apart ----------------------------------------------------------------------------------------------------
 
 
 def part_norms_from_sums(model: onnx_ir.Model) -> None:
@@ -263,13 +263,36 @@ def part_norms_from_sums(model: onnx_ir.Model) -> None:
             continue
         if width not in shapes:
             shapes[width] = _constant(graph, f"as_it_is_{width}", [0, 0, width])
-        reshape = onnx_ir.node("Reshape", [total, shapes[width]], name=f"{node.name}_apart")
-        output = reshape.outputs[0]
-        output.name, output.shape, output.type = f"{total.name}_apart", total.shape, total.type
-        if _MODULE_KEY in addition.metadata_props:
-            reshape.metadata_props[_MODULE_KEY] = addition.metadata_props[_MODULE_KEY]
-        graph.insert_before(node, reshape)
-        node.replace_input_with(0, output)
+        _keep_apart(graph, node, total, shapes[width])
+
+
+def part_pools_from_padding(model: onnx_ir.Model) -> None:
+    """The same between padding and the greatest of a window. ONNX Runtime makes one operation of the two, whose border
+    is minus infinity: zeros, which are greater than what is negative, would be gone.
+    """
+    graph = model.graph
+    shapes: dict[int, onnx_ir.Value] = {}
+    for node in list(graph):
+        padded = node.inputs[0] if (node.domain, node.op_type) == ("", "MaxPool") else None
+        before = padded.producer() if padded is not None else None
+        if padded is None or before is None or before.op_type != "Pad" or padded.shape is None:
+            continue
+        rank = len(padded.shape)
+        if rank not in shapes:
+            shapes[rank] = _constant(graph, f"as_it_is_of_{rank}", [0] * rank)
+        _keep_apart(graph, node, padded, shapes[rank])
+
+
+def _keep_apart(graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, shape: onnx_ir.Value) -> None:
+    """Let a node read a value by way of a reshape that changes nothing."""
+    reshape = onnx_ir.node("Reshape", [value, shape], name=f"{node.name}_apart")
+    output = reshape.outputs[0]
+    output.name, output.shape, output.type = f"{value.name}_apart", value.shape, value.type
+    producer = value.producer()
+    if producer is not None and _MODULE_KEY in producer.metadata_props:
+        reshape.metadata_props[_MODULE_KEY] = producer.metadata_props[_MODULE_KEY]
+    graph.insert_before(node, reshape)
+    node.replace_input_with(0, output)
 
 
 def _constant(graph: onnx_ir.Graph, name: str, numbers: list[int]) -> onnx_ir.Value:

@@ -247,8 +247,8 @@ def test_the_same_program_gives_the_same_bytes_in_any_process(tmp_path):
 
 # --- patches --------------------------------------------------------------------------------------------------------
 
-_BOUNDS = {"bounds", "bounds of shapes"}  # these two are there for what they change
-_SKIPPING = sorted(set(executorch_patches.PATCHES) - _BOUNDS)
+_CORRECTIONS = {"bounds", "bounds of shapes", "layouts"}  # these are there for what they change
+_SKIPPING = sorted(set(executorch_patches.PATCHES) - _CORRECTIONS)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ _SKIPPING = sorted(set(executorch_patches.PATCHES) - _BOUNDS)
 def test_what_is_left_out_changes_no_byte(tmp_path, monkeypatch, module, dims, shape):
     program = captured(module, dims, torch.randn(shape))
     quick = _digest(lowered(program, tmp_path / "quick")[1])
-    monkeypatch.setattr(executorch_lowering, "quick", lambda: executorch_patches.quick(only=_BOUNDS))
+    monkeypatch.setattr(executorch_lowering, "quick", lambda: executorch_patches.quick(only=_CORRECTIONS))
     slow = _digest(lowered(program, tmp_path / "slow")[1])
     assert quick == slow
 

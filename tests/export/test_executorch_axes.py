@@ -162,3 +162,23 @@ def test_the_greatest_along_an_axis_is_found_in_any_layout(tmp_path):
     for length in (2, 20):
         x = torch.randn(1, length, 32)
         torch.testing.assert_close(run(artifact, tmp_path, x), module(x), rtol=1e-5, atol=1e-5)
+
+
+class Picked(nn.Module):
+    """A softmax along a row of some of a convolution's channels (MobileViT V2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 9, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores, values = torch.split(self.mix(x), [1, 8], dim=1)
+        return values * torch.softmax(scores, dim=-1)
+
+
+def test_a_softmax_of_pictures_is_along_the_axis_that_it_says(tmp_path):
+    module = Picked()
+    program = captured(module, (size(1), size(3), size(4), size(16)), torch.randn(1, 3, 4, 16))
+    artifact, _ = lowered(program, tmp_path)
+    x = torch.randn(1, 3, 4, 16)
+    torch.testing.assert_close(run(artifact, tmp_path, x), module(x), rtol=1e-5, atol=1e-5)

@@ -215,3 +215,23 @@ def test_fused_operations_keep_the_module_that_they_come_from(checkpoint, tmp_pa
     assert found["Attention"].module == "encoder.layer.0.attention.self"
     assert found["Attention"].value.shape == (*feeds["input_ids"].shape, 32)
     assert found["Reshape"].module == "embeddings"
+
+
+class Pooled(torch.nn.Module):
+    """Zeros around what is negative, and the greatest of each window (BiT)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.max_pool2d(torch.nn.functional.pad(-x.exp(), (1, 1, 1, 1)), 3, 2)
+
+
+def test_the_greatest_of_a_window_counts_the_zeros_around_it(tmp_path):
+    module = Pooled().eval()
+    spec = TensorSpec("x", "float32", (BATCH, size(3), size(9), size(9)))
+    program = capture(module, {"x": torch.randn(2, 3, 9, 9)}, [spec], ["y"], trace=trace_module)
+    artifact = plan(program, Options())
+    lower(program, artifact, IDENTITY, tmp_path / artifact.path)
+    x = torch.randn(1, 3, 9, 9)
+
+    found = Session.open(tmp_path, artifact, IDENTITY, threads=1).run({"x": x.numpy()})["y"]
+
+    torch.testing.assert_close(torch.from_numpy(found), module(x))
