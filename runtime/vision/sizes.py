@@ -64,7 +64,7 @@ def multiple(size: Size, step: dict[str, Any]) -> Size:
 
 def nearest(size: Size, step: dict[str, Any]) -> Size:
     """To `height` and `width`, rounded to multiples of `multiple`; in proportion with `keep_aspect_ratio`, by the scale
-    that changes the picture less. Halves are rounded to even."""
+    that changes the picture less. Halves are rounded to even; a multiple may be a fraction (ZoeDepth's is 1/32)."""
     scale_height, scale_width = step["height"] / size[0], step["width"] / size[1]
     if step["keep_aspect_ratio"]:
         if abs(1 - scale_width) < abs(1 - scale_height):
@@ -74,7 +74,7 @@ def nearest(size: Size, step: dict[str, Any]) -> Size:
     unit = step["multiple"]
 
     def rounded(length: float) -> int:
-        return max(round(length / unit) * unit, 0)
+        return int(max(round(length / unit) * unit, 0))
 
     return rounded(scale_height * size[0]), rounded(scale_width * size[1])
 

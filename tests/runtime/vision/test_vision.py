@@ -7,6 +7,7 @@ import pytest
 from palmtop.runtime.errors import DamagedError, RequestError
 from palmtop.runtime.vision import ImageProcessor, load_image
 from palmtop.runtime.vision.resample import antialiased, bicubic, bilinear
+from palmtop.runtime.vision.sizes import nearest
 from PIL import Image
 
 STEPS = [
@@ -93,3 +94,9 @@ def test_maps_are_resampled_as_torch_does_it(ours, mode, height, width):
         torch.from_numpy(values), (height, width), mode=mode, align_corners=False, antialias=ours is antialiased
     )
     np.testing.assert_allclose(ours(values, height, width), expected.numpy(), atol=1e-5)
+
+
+def test_a_side_may_be_a_multiple_of_a_fraction():
+    step = {"height": 384, "width": 512, "multiple": 1 / 32, "keep_aspect_ratio": True}
+    assert nearest((480, 640), step) == (384, 512)
+    assert all(isinstance(side, int) for side in nearest((481, 643), step))
