@@ -22,11 +22,15 @@ with what the user is told.
 
 @dataclass(frozen=True)
 class Table:
-    """A table of pairs: the name of its results and pages, the file with its pairs, and what its page says first."""
+    """A table of pairs: the name of its results and pages, the file with its pairs, and what its page says first.
+
+    sample: whether it is to be run as far as there is time, so that shares are of what was run.
+    """
 
     name: str
     pairs: str
     head: str
+    sample: bool = False
 
 
 COVERAGE = Table(
@@ -45,6 +49,7 @@ OTHERS = Table(
 `make coverage COVERAGE=--others` makes this page: architectures and tasks that [the table](coverage.md) does not ask
 for, as many as an hour of one core allows, those that are used most before others. For each pair it builds a tiny
 checkpoint from the configuration class (every size made small, random weights that give lively outputs), {_HOW}""",
+    sample=True,
 )
 PAPER = Table(
     "coverage-paper",
@@ -117,8 +122,9 @@ def _status(result: dict[str, Any], target: str) -> str:
 
 def _page(results: Sequence[dict[str, Any]], total: int, table: Table) -> str:
     lines = [table.head, "| | " + " | ".join(_TITLES[t] for t in TARGETS) + " |", "| --- |" + " ---: |" * len(TARGETS)]
-    shares = [f"**{done} of {total} ({done / max(total, 1):.1%})**" for done, _ in counts(results).values()]
-    lines.append("| all pairs | " + " | ".join(shares) + " |")
+    found = [(done, known if table.sample else total) for done, known in counts(results).values()]
+    shares = [f"**{done} of {whole} ({done / max(whole, 1):.1%})**" for done, whole in found]
+    lines.append(f"| {'what was run' if table.sample else 'all pairs'} | " + " | ".join(shares) + " |")
     ran = [f"{known} run, {total - known} not yet" for _, known in counts(results).values()]
     lines.append("| | " + " | ".join(ran) + " |")
     by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)

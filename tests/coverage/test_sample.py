@@ -5,7 +5,7 @@ from palmtop.export import export_checkpoint
 
 from tests.coverage.case import apart
 from tests.coverage.checkpoints import make_checkpoint
-from tests.coverage.report import short_reason, write_report
+from tests.coverage.report import OTHERS, short_reason, write_report
 
 # One of each way of making a model: encoder, relative positions, decoder with rotary positions, sparse attention,
 # experts, encoder-decoder, convolutions, windows, sound. The format rotates, so that each meets several.
@@ -73,4 +73,6 @@ def test_table_counts_what_is_verified_and_gives_reasons_for_the_rest(tmp_path):
     assert f"bert (fill-mask): refused: {short_reason(refused)}" in page
     assert "| vit | masked-im | ✓ | not run | error |" in page
     assert "error: executorch/model.pte cannot be loaded" in page
+    write_report(results[:1], 4, tmp_path, OTHERS)
+    assert "| what was run | **1 of 1 (100.0%)** | **0 of 1 (0.0%)** |" in (tmp_path / "coverage-others.md").read_text()
     assert "palmtop-coverage-" not in page + (tmp_path / "coverage.json").read_text(encoding="utf-8")
