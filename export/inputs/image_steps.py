@@ -98,7 +98,7 @@ def _resizes(settings: dict[str, Any]) -> Iterator[list[Step]]:
     edge, longest = size.get("shortest_edge"), size.get("longest_edge")
     if settings.get("do_align_long_axis") or settings.get("do_thumbnail"):
         yield _page(settings, size)
-    if isinstance(settings.get("ensure_multiple_of"), int) and "height" in size:  # a class's own default is 1 / 32
+    if settings.get("ensure_multiple_of") is not None and "height" in size:
         aspect = bool(settings.get("keep_aspect_ratio"))
         unit = settings["ensure_multiple_of"]
         yield [_resize(settings, "nearest", **_sides(size), multiple=unit, keep_aspect_ratio=aspect)]
