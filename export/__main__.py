@@ -1,7 +1,5 @@
 """`python -m palmtop.export`: the same as the `palmtop` command."""
 
-import sys
+from .cli import command
 
-from .cli import main
-
-sys.exit(main())
+command()

@@ -321,6 +321,20 @@ def test_verify_of_a_target_that_cannot_run_here_is_one_document_and_no_pass(pal
     assert "converted, not executed. Install ExecuTorch." in ran.err
 
 
+def test_the_command_ends_with_what_was_registered_for_the_exit(tmp_path):
+    code = (
+        "import atexit, sys\n"
+        "from palmtop.export.cli import command\n"
+        "atexit.register(lambda: print('left in order'))\n"
+        f"sys.argv = ['palmtop', 'inspect', {str(tmp_path / 'nothing')!r}]\n"
+        "command()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stdout == "left in order\n"
+    assert "No such bundle" in ran.stderr
+
+
 # --- bundles that are none ------------------------------------------------------------------------------------------
 
 

@@ -28,3 +28,12 @@ def test_large_models_have_garbage_looked_for_as_before():
         assert gc.get_threshold() == (699, 10, 10)
     finally:
         gc.set_threshold(*before)
+
+
+def test_leaving_the_block_does_not_begin_with_a_look_at_everything():
+    with seldom():
+        kept = [[] for _ in range(50_000)]
+        before = [generation["collections"] for generation in gc.get_stats()]
+    assert [generation["collections"] for generation in gc.get_stats()] == before
+    assert gc.get_freeze_count() == 0
+    assert len(kept) == 50_000
