@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any
 
 import torch
@@ -162,18 +164,33 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def _work(work: Callable[[], Iterator[Any]], connection: Connection) -> None:
-    """What the child does. Its threads of OpenMP stayed with the parent, so it computes on one."""
+    """What the child does. Its threads of OpenMP stayed with the parent, so it computes on one.
+
+    Ctrl-C is the parent's, which then ends the child.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _unwind)
     torch.set_num_threads(1)
     try:
         for value in work():
             connection.send((value, None, ""))
         connection.send((_END, None, ""))
+    except KeyboardInterrupt:
+        pass  # asked to end: nobody listens
     except BaseException as error:
         told = "".join(traceback.format_exception(error))
         try:
             connection.send((None, error, told))
         except Exception:  # one that cannot be pickled
             connection.send((None, RuntimeError(f"{type(error).__name__}: {error}"), told))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to be cleaned up
+
+
+def _unwind(_signal: int, _frame: FrameType | None) -> None:
+    """Asked to end: what is in temporary folders goes, once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
